@@ -1,0 +1,275 @@
+"""The typed rows, their Parquet schemas and the digests that name them.
+
+Owns how a row is written, read and named; does not know what any stage does with it.
+A table is a list of dicts in memory and one Parquet file on disk; equal rows give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.errors import DataError
+
+DIGEST_CHARS = 32  # 128 bits of SHA-256: no accidental clash in 1e15 rows
+ROWS_PER_GROUP = 8192
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def _with_image_column(schema: pa.Schema, column: str, *, many: bool) -> pa.Schema:
+    """`schema` marked so that Hugging Face `datasets` decodes `column` as picture(s)."""
+    image: dict[str, Any] = {"_type": "Image"}
+    features = {column: {"feature": image, "_type": "List"} if many else image}
+    for field in schema:
+        if field.name != column:
+            features[field.name] = _hf_feature(field.type)
+    ordered = {field.name: features[field.name] for field in schema}
+    info = json.dumps({"info": {"features": ordered}}, sort_keys=False)
+    return schema.with_metadata({"huggingface": info})
+
+
+def _hf_feature(kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_list(kind):
+        return {"feature": _hf_feature(kind.value_type), "_type": "List"}
+    return {"dtype": str(kind), "_type": "Value"}
+
+
+PROBLEM = _with_image_column(
+    pa.schema(
+        [
+            ("problem_id", pa.string()),  # digest of question, answer and picture bytes
+            ("source_id", pa.string()),  # the id the problem came with
+            ("source", pa.string()),  # where it came from; '/' separates levels
+            ("question", pa.string()),
+            ("images", pa.list_(_IMAGE)),  # none, one or several, shown before the question
+            ("answer", pa.string()),
+            ("answer_type", pa.string()),  # the grading rule that will compare answers
+        ]
+    ),
+    "images",
+    many=True,
+)
+
+SOLUTION = pa.schema(
+    [
+        ("solution_id", pa.string()),
+        ("problem_id", pa.string()),
+        ("index", pa.int32()),  # which of the problem's solutions, from 0
+        ("seed", pa.int64()),
+        ("steps", pa.list_(pa.string())),
+        ("answer", pa.string()),  # extracted; null if none
+        ("verdict", pa.string()),  # right | wrong | unknown
+        ("rule", pa.string()),  # the grading rule that decided
+        ("finish_reason", pa.string()),  # stop | length
+        ("num_tokens", pa.int32()),
+        ("logprob", pa.float64()),  # sum over the generated tokens, natural log, at temperature 1
+        ("policy_digest", pa.string()),
+        ("verifier_digest", pa.string()),
+    ]
+)
+
+CONTINUATION = pa.schema(
+    [
+        ("continuation_id", pa.string()),
+        ("problem_id", pa.string()),
+        ("prefix_id", pa.string()),  # digest of the problem and the steps it continues
+        ("num_prefix_steps", pa.int32()),
+        ("index", pa.int32()),  # which continuation of this prefix, from 0
+        ("seed", pa.int64()),
+        ("steps", pa.list_(pa.string())),  # the steps written AFTER the prefix
+        ("verdict", pa.string()),
+        ("rule", pa.string()),
+        ("finish_reason", pa.string()),
+        ("num_tokens", pa.int32()),
+        ("policy_digest", pa.string()),
+        ("verifier_digest", pa.string()),
+    ]
+)
+
+LABEL = pa.schema(
+    [
+        ("label_id", pa.string()),
+        ("problem_id", pa.string()),
+        ("solution_id", pa.string()),
+        ("prefix_id", pa.string()),  # the prefix that ENDS with this step
+        ("step", pa.int32()),  # from 0
+        ("num_steps", pa.int32()),  # steps of the whole solution
+        ("num_right", pa.int32()),  # k
+        ("num_verdicts", pa.int32()),  # n: right + wrong; unknown is in neither
+        ("num_unknown", pa.int32()),
+        ("stopping_rule", pa.string()),  # fixed | final
+        ("mc", pa.float64()),  # k / n
+        ("label", pa.float64()),  # the training target made from (k, n) by the formulation
+        ("policy_digest", pa.string()),
+        ("verifier_digest", pa.string()),
+    ]
+)
+
+CANDIDATE = pa.schema(
+    [
+        ("candidate_id", pa.string()),
+        ("split", pa.string()),
+        ("problem_id", pa.string()),
+        ("decoding", pa.string()),  # sample | greedy
+        ("index", pa.int32()),
+        ("seed", pa.int64()),
+        ("steps", pa.list_(pa.string())),
+        ("answer", pa.string()),
+        ("verdict", pa.string()),
+        ("rule", pa.string()),
+        ("finish_reason", pa.string()),
+        ("num_tokens", pa.int32()),
+        ("logprob", pa.float64()),
+        ("policy_digest", pa.string()),
+        ("verifier_digest", pa.string()),
+    ]
+)
+
+SCORE = pa.schema(
+    [
+        ("candidate_id", pa.string()),
+        ("scorer", pa.string()),
+        ("step_scores", pa.list_(pa.float64())),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        ("source_id", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),  # from 0, in the order of the file
+        ("reason", pa.string()),  # one word from a closed list, see curate.REASONS
+        ("detail", pa.string()),  # what was seen, with the value
+    ]
+)
+
+
+def digest(*parts: Any) -> str:
+    """The name of whatever `parts` determine: hex SHA-256 of their canonical JSON, cut to 128 bits."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_CHARS]
+
+
+def bytes_digest(content: bytes) -> str:
+    """The name of raw bytes, a picture's for instance."""
+    return hashlib.sha256(content).hexdigest()[:DIGEST_CHARS]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of one file, read in blocks."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def tree_sha256(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's sorted (relative path, SHA-256) pairs."""
+    if path.is_file():
+        return file_sha256(path)
+    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    if not names:
+        raise DataError(str(path), "no such file, or an empty folder", "run the stage that makes it, or check the path")
+    listing = "".join(f"{file_sha256(path / name)}  {name}\n" for name in names)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def problem_id(question: str, answer: str, image_digests: Sequence[str]) -> str:
+    """The name of a problem: its question, answer and pictures, wherever it came from."""
+    return digest("problem", question, answer, list(image_digests))
+
+
+def prefix_id(problem: str, steps: Sequence[str]) -> str:
+    """The name of a prefix: equal steps of one problem are one prefix, whoever wrote them."""
+    return digest("prefix", problem, list(steps))
+
+
+def seed_for(seed: int, *parts: Any) -> int:
+    """A 63-bit seed for one piece of work, the same on every machine and in every order."""
+    return int(digest("seed", seed, *parts)[:16], 16) >> 1
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> int:
+    """Write `rows` to `path` whole or not at all; the bytes depend on the rows alone.
+
+    Returns: the number of rows.
+    Raises:
+        DataError: a value does not fit its column.
+    """
+    try:
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(str(path), f"a value does not fit its column: {error}", "see components/records.py") from error
+    with replacing(path) as part:
+        pq.write_table(table, part, compression="zstd", row_group_size=ROWS_PER_GROUP, store_schema=True)
+    return table.num_rows
+
+
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one Parquet file written with `schema`.
+
+    Raises:
+        DataError: the file is missing, is no Parquet file or lacks a column.
+    """
+    return read_arrow(path, schema, columns).to_pylist()
+
+
+def read_arrow(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """As `read_table`, but the Arrow table itself."""
+    wanted = list(columns) if columns is not None else schema.names
+    try:
+        file = pq.ParquetFile(path)
+        missing = [name for name in wanted if name not in file.schema_arrow.names]
+        if missing:
+            raise DataError(str(path), f"no column {missing[0]!r}", "was it written by an older version? run its stage again")
+        return file.read(columns=wanted)
+    except FileNotFoundError as error:
+        raise DataError(str(path), "no such file", "run the stage that makes it: stepforge retrain") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(str(path), f"not a readable Parquet file: {error}", "delete it and run its stage again") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all, with sorted keys, so that equal content gives equal bytes."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: the file is missing or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(str(path), "no such file", "run the stage that makes it: stepforge retrain") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(str(path), f"not JSON: {error}", "delete it and run its stage again") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o644)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
