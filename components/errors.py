@@ -22,6 +22,9 @@ class StepForgeError(Exception):
         self.what = what
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[StepForgeError], tuple[str, str, str]]:
+        return type(self), (self.place, self.what, self.hint)
+
     def lines(self) -> str:
         """The two lines a user sees."""
         return f"error: {one_line(self.place)}: {one_line(self.what)}\nhint: {one_line(self.hint)}"

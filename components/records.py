@@ -23,10 +23,10 @@ from components.errors import DataError
 DIGEST_CHARS = 32  # 128 bits of SHA-256: no accidental clash in 1e15 rows
 ROWS_PER_GROUP = 8192
 
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def _with_image_column(schema: pa.Schema, column: str, *, many: bool) -> pa.Schema:
+def with_image_column(schema: pa.Schema, column: str, *, many: bool) -> pa.Schema:
     """`schema` marked so that Hugging Face `datasets` decodes `column` as picture(s)."""
     image: dict[str, Any] = {"_type": "Image"}
     features = {column: {"feature": image, "_type": "List"} if many else image}
@@ -44,14 +44,14 @@ def _hf_feature(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": str(kind), "_type": "Value"}
 
 
-PROBLEM = _with_image_column(
+PROBLEM = with_image_column(
     pa.schema(
         [
             ("problem_id", pa.string()),  # digest of question, answer and picture bytes
             ("source_id", pa.string()),  # the id the problem came with
             ("source", pa.string()),  # where it came from; '/' separates levels
             ("question", pa.string()),
-            ("images", pa.list_(_IMAGE)),  # none, one or several, shown before the question
+            ("images", pa.list_(IMAGE)),  # none, one or several, shown before the question
             ("answer", pa.string()),
             ("answer_type", pa.string()),  # the grading rule that will compare answers
         ]
@@ -191,8 +191,8 @@ def problem_id(question: str, answer: str, image_digests: Sequence[str]) -> str:
 
 
 def prefix_id(problem: str, steps: Sequence[str]) -> str:
-    """The name of a prefix: equal steps of one problem are one prefix, whoever wrote them."""
-    return digest("prefix", problem, list(steps))
+    """The name of a prefix: equal text of one problem is one prefix, whoever wrote it and however it was grouped."""
+    return digest("prefix", problem, "\n\n".join(steps))
 
 
 def seed_for(seed: int, *parts: Any) -> int:
@@ -238,6 +238,12 @@ def read_arrow(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
         raise DataError(str(path), "no such file", "run the stage that makes it: stepforge retrain") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(str(path), f"not a readable Parquet file: {error}", "delete it and run its stage again") from error
+
+
+def row_images(row: Mapping[str, Any]) -> tuple[bytes, ...]:
+    """The encoded pictures of a row that keeps them in `images` (several) or `image` (one or none)."""
+    pictures = row["images"] if "images" in row else [row.get("image")]
+    return tuple(picture["bytes"] for picture in pictures or () if picture is not None and picture["bytes"])
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,0 +1,149 @@
+"""Vision-language checkpoints: found, loaded and saved through transformers' Auto classes.
+
+Owns where weights and processors come from; knows nothing of what they are used for. Safetensors only,
+never remote code. A processor is never re-saved: its files are copied byte for byte from the base model.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from components.errors import EngineError
+from components.records import digest, read_json, tree_sha256, write_json
+
+POLICY = "policy.json"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "config.json", "generation_config.json")
+_OWN = (POLICY, "prm.json", "summary.json", "gate.json", "head.safetensors", "README.md")
+
+
+def describe(path_or_id: str, revision: str | None) -> dict[str, Any]:
+    """What names a checkpoint: a folder by its bytes, a hub repository by its id and commit.
+
+    Raises:
+        EngineError: the folder holds no config.json, or the hub id has no revision.
+    """
+    folder = Path(path_or_id)
+    if folder.exists():
+        if not (folder / "config.json").exists():
+            raise EngineError(path_or_id, "no config.json: not a checkpoint", "name a folder saved by save_pretrained")
+        return {"path_or_id": str(folder.resolve()), "revision": None, "digest": tree_sha256(folder)[:32]}
+    if path_or_id.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_id):
+        raise EngineError(path_or_id, "no such folder", "name a folder, or a hub id such as organisation/model")
+    if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise EngineError(path_or_id, f"revision {revision!r} is no commit", "a branch moves: give the 40-digit commit of the hub repository")
+    return {"path_or_id": path_or_id, "revision": revision, "digest": digest("hub", path_or_id, revision)}
+
+
+def write_pointer(folder: Path, described: dict[str, Any]) -> None:
+    """Make `folder` stand for a checkpoint that lies elsewhere, without copying it."""
+    write_json(folder / POLICY, described)
+
+
+def policy_digest(folder: Path) -> str:
+    """The digest of the policy in a folder written by `sft`."""
+    return str(read_json(folder / POLICY)["digest"])
+
+
+def location(folder: Path) -> tuple[str, str | None]:
+    """(path or hub id, revision) to load for a folder that is a checkpoint or points to one."""
+    if (folder / "config.json").exists():
+        return str(folder), None
+    described = read_json(folder / POLICY)
+    return described["path_or_id"], described["revision"]
+
+
+def load_model(folder: Path, device: str) -> Any:
+    """The vision-language model of `folder` in evaluation mode on `device`: float32 on a CPU, bfloat16 elsewhere.
+
+    Raises:
+        EngineError: it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    name, revision = location(folder)
+    where = resolve_device(device)
+    dtype = torch.float32 if where == "cpu" else torch.bfloat16
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    config = _load_config(name, options)
+    auto = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    try:
+        model = auto.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EngineError(name, f"cannot be loaded: {error}", "safetensors checkpoints of architectures known to transformers only") from error
+    return model.to(where).eval()
+
+
+def _load_config(name: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        raise EngineError(name, f"has no usable config: {error}", "check the path, or the hub id and its commit") from error
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor (or bare tokenizer) of `folder`.
+
+    Raises:
+        EngineError: it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+    from transformers.utils import is_torchvision_available
+
+    if not is_torchvision_available():
+        _do_without_video()
+    name, revision = location(folder)
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        return AutoProcessor.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise EngineError(name, f"its processor cannot be loaded: {error}", "copy the base model's processor files beside the weights") from error
+
+
+def _do_without_video() -> None:
+    """Let processors load where torchvision is absent: their video part needs it, their image part does not."""
+    from transformers.processing_utils import ProcessorMixin
+
+    if hasattr(ProcessorMixin, "_stepforge_all_attributes"):
+        return
+    every = ProcessorMixin.get_attributes.__func__
+    ProcessorMixin._stepforge_all_attributes = every
+
+    def without_video(cls: Any) -> list[str]:
+        return [name for name in every(cls) if name != "video_processor"]
+
+    ProcessorMixin.get_attributes = classmethod(without_video)
+
+
+def copy_processor_files(source: Path, target: Path) -> None:
+    """Copy every file that is neither weights nor ours; re-saving would change or lose some of them."""
+    name, revision = location(source)
+    if revision:
+        from huggingface_hub import snapshot_download
+
+        name = snapshot_download(name, revision=revision, ignore_patterns=list(_WEIGHTS))
+    for path in sorted(Path(name).iterdir()):
+        if path.is_file() and path.name not in _OWN and not any(path.match(pattern) for pattern in _WEIGHTS):
+            shutil.copyfile(path, target / path.name)
+
+
+def hidden_states(model: Any, ids_BT: Any, tensors: dict[str, Any]) -> Any:
+    """The last hidden states `[B, T, H]` of right-padded rows; the vocabulary's logits are never made.
+
+    No attention mask is needed: attention is causal and the padding comes last.
+    """
+    return model.model(input_ids=ids_BT, use_cache=False, **tensors).last_hidden_state
+
+
+def resolve_device(device: str) -> str:
+    """`auto` -> cuda if there is one, else cpu."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

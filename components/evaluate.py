@@ -1,0 +1,322 @@
+"""Stage `evaluate`: frozen pools and a step-error set -> metrics with intervals, baselines and controls.
+
+Owns which models score what and how a pool is read; the arithmetic is `metrics`'. Generates no text.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from components import metrics
+from components.errors import DataError
+from components.lineage import SUMMARY
+from components.progress import Progress, say
+from components.records import CANDIDATE, SCORE, read_json, read_table, row_images, seed_for, write_json, write_table
+from components.settings import Params, Runtime
+
+Row = dict[str, Any]
+SELECTION = pa.schema([("split", pa.string()), ("problem_id", pa.string()), ("selector", pa.string()), ("value", pa.float64())])
+
+# Paired differences to report: what the reward model adds, and what its looking adds.
+PAIRS = (
+    ("prm", "random"),
+    ("prm", "greedy"),
+    ("prm", "majority"),
+    ("prm", "likelihood"),
+    ("prm", "blind"),
+    ("prm", "shuffled"),
+    ("prm_vote", "random"),
+    ("prm_vote", "majority"),
+    ("prm_vote", "blind_vote"),
+    ("blind", "random"),
+    ("shuffled", "random"),
+)
+
+
+def run(
+    params: Params,
+    runtime: Runtime,
+    *,
+    split: dict[str, Path],
+    step_errors: Path | None,
+    truth: Path | None,
+    candidates: Path,
+    prm: Path,
+    out: Path,
+) -> dict[str, Any]:
+    """Write metrics.json, selections.parquet and scores.parquet into `out`.
+
+    Raises:
+        DataError: a pool does not fit its benchmark, or there is no `dev` split to choose the aggregation on.
+        EngineError: a checkpoint cannot be loaded or breaks its contract.
+    """
+    import torch
+
+    from components.prm import AGGREGATIONS, RewardModel, aggregate, read_contract
+    from components.problems import load_benchmark
+
+    torch.set_num_threads(runtime.num_threads)
+    if "dev" not in split:
+        raise DataError("evaluate", f"no split named 'dev' among {', '.join(split)}", "the aggregation and the threshold are chosen on dev")
+    problems = {name: {p["problem_id"]: p for p in load_benchmark(path, max_image_pixels=params.curate.max_image_pixels)} for name, path in split.items()}
+    pool = _pool(read_table(candidates / "candidates.parquet", CANDIDATE), problems)
+    errors = _step_errors(step_errors)
+
+    scores: dict[str, dict[str, list[float]]] = {}  # scorer -> candidate or step-error id -> step scores
+    digests = {}
+    for name in ("prm", "blind"):
+        folder = prm / name
+        if not folder.exists():
+            continue
+        digests[name] = read_contract(folder)["digest"]
+        model = RewardModel.load(folder, device=runtime.device)
+        scores[name] = _score(model, name, pool, problems, errors)
+        if name == "prm":
+            swapped = {s: _shuffled(problems[s], seed_for(params.seed, "shuffle", s)) for s in split if s != "dev"}
+            scores["shuffled"] = _score(model, "shuffled", {s: pool[s] for s in swapped}, swapped, [])
+    write_table(out / "scores.parquet", _score_rows(scores), SCORE)
+
+    dev = {how: _best_of_n(pool["dev"], scores["prm"], how, aggregate) for how in AGGREGATIONS}
+    how = metrics.chosen_aggregation({name: float(values.mean()) for name, values in dev.items()})
+    truths = _truths(truth, problems)
+    dev_steps = _with_truth(pool["dev"], scores["prm"], truths)
+    threshold = metrics.best_threshold(*dev_steps) if dev_steps[0] else 0.5
+    say("evaluate", f"chosen on dev: aggregation {how}, threshold {threshold:.2f}")
+
+    splits, selections = {}, []
+    for name in split:
+        values = _selectors(pool[name], scores, how, aggregate)
+        bootstrap = metrics.Bootstrap(
+            len(pool[name]), num_resamples=params.evaluate.num_resamples, confidence=params.evaluate.confidence, seed=seed_for(params.seed, "bootstrap")
+        )
+        by_aggregation = {a: bootstrap.mean(_best_of_n(pool[name], scores["prm"], a, aggregate)) for a in AGGREGATIONS}
+        splits[name] = _split_metrics(values, bootstrap, by_aggregation, pool[name], problems[name])
+        for selector, array in values.items():
+            rows = zip(pool[name], array.tolist(), strict=True)
+            selections += [{"split": name, "problem_id": key, "selector": selector, "value": value} for key, value in rows]
+    write_table(out / "selections.parquet", selections, SELECTION)
+
+    tests = [name for name in split if name != "dev"]
+    result = {
+        "prm_digest": digests["prm"],
+        "blind_digest": digests.get("blind"),
+        "policy_digest": next(iter(pool["dev"].values()))["sample"][0]["policy_digest"],
+        "aggregation": how,
+        "threshold": threshold,
+        "confidence": params.evaluate.confidence,
+        "pools": read_json(candidates / SUMMARY)["pools"],
+        "splits": splits,
+        "steps": {
+            "candidates": _candidate_steps(pool, tests, scores, truths, threshold),
+            "step_errors": _error_steps(errors, scores, threshold),
+        },
+        "calibration": metrics.calibration(*_with_outcome(pool, tests, scores["prm"])),
+    }
+    write_json(out / "metrics.json", result)
+    main = splits.get("test", splits["dev"])["selectors"]
+    write_json(
+        out / SUMMARY,
+        {"aggregation": how, "threshold": threshold, "prm_digest": digests["prm"], **{f"{k}_accuracy": v["mean"] for k, v in main.items()}},
+    )
+    return {"scored_solutions": sum(len(s) for s in scores.values())}
+
+
+Pool = dict[str, dict[str, list[Row]]]
+"""problem id -> decoding -> candidates, in the benchmark's order"""
+
+
+def _pool(rows: Sequence[Row], problems: Mapping[str, Mapping[str, Row]]) -> dict[str, Pool]:
+    pool: dict[str, Pool] = {name: {key: {"sample": [], "greedy": []} for key in known} for name, known in problems.items()}
+    for row in rows:
+        if row["split"] in pool:
+            if row["problem_id"] not in pool[row["split"]]:
+                what = f"candidate {row['candidate_id']} answers a problem that is not in split {row['split']!r}"
+                raise DataError("candidates", what, "the benchmark has changed: run sample again")
+            pool[row["split"]][row["problem_id"]][row["decoding"]].append(row)
+    for name, known in pool.items():
+        missing = [key for key, kinds in known.items() if not kinds["sample"]]
+        if missing:
+            raise DataError("candidates", f"no candidates for problem {missing[0]} of split {name!r}", "run sample again")
+    return pool
+
+
+def _score(model: Any, name: str, pools: Mapping[str, Pool], problems: Mapping[str, Mapping[str, Row]], errors: Sequence[Row]) -> dict[str, list[float]]:
+    """Step scores by candidate id (and step-error id); equal solutions of a problem are read once."""
+    from components.prm import Reading
+
+    readings: dict[Any, list[str]] = defaultdict(list)
+    for split, pool in pools.items():
+        for key, kinds in pool.items():
+            problem = problems[split][key]
+            for row in (*kinds["sample"], *kinds["greedy"]):
+                readings[Reading(problem["question"], row_images(problem), tuple(row["steps"]))].append(row["candidate_id"])
+    for row in errors:
+        readings[Reading(row["question"], row_images(row), tuple(row["steps"]))].append(row["id"])
+    progress = Progress("evaluate", len(readings), unit=f"solutions by {name}")
+    scored = model.score(list(readings), progress.advance)
+    return {key: [round(s, 6) for s in steps] for keys, steps in zip(readings.values(), scored, strict=True) for key in keys}
+
+
+def _shuffled(problems: Mapping[str, Row], seed: int) -> dict[str, Row]:
+    """The same problems, each with the pictures of another one from the same source."""
+    by_source: dict[str, list[str]] = defaultdict(list)
+    for key, row in problems.items():
+        by_source[row["source"]].append(key)
+    if min(len(keys) for keys in by_source.values()) < 2:
+        by_source = {"all": list(problems)}
+    rng = np.random.default_rng(seed)
+    out = {}
+    for keys in by_source.values():
+        order = [keys[i] for i in rng.permutation(len(keys))]
+        for key, other in zip(order, [*order[1:], order[0]], strict=True):
+            out[key] = {**problems[key], "images": problems[other]["images"]}
+    return {key: out[key] for key in problems}
+
+
+def _is_right(rows: Sequence[Row]) -> list[bool]:
+    return [row["verdict"] == "right" for row in rows]
+
+
+def _best_of_n(pool: Pool, scores: Mapping[str, list[float]], how: str, aggregate: Any) -> np.ndarray:
+    return np.array(
+        [
+            metrics.best_of_n([aggregate(scores[row["candidate_id"]], how) for row in kinds["sample"]], _is_right(kinds["sample"]))
+            for kinds in pool.values()
+        ]
+    )
+
+
+def _selectors(pool: Pool, scores: Mapping[str, Mapping[str, list[float]]], how: str, aggregate: Any) -> dict[str, np.ndarray]:
+    """The chance that each selector's pick is right: name -> `[P]`."""
+    groups = [kinds["sample"] for kinds in pool.values()]
+    values = {
+        "random": np.array([np.mean(_is_right(rows)) for rows in groups]),
+        "majority": np.array([metrics.vote([r["answer"] for r in rows], _is_right(rows)) for rows in groups]),
+        "likelihood": np.array([metrics.best_of_n([r["logprob"] for r in rows], _is_right(rows)) for rows in groups]),
+        "oracle": np.array([float(any(_is_right(rows))) for rows in groups]),
+    }
+    if all(kinds["greedy"] for kinds in pool.values()):
+        values["greedy"] = np.array([np.mean(_is_right(kinds["greedy"])) for kinds in pool.values()])
+    for name, known in scores.items():
+        if not all(row["candidate_id"] in known for rows in groups for row in rows):
+            continue
+        values[name] = _best_of_n(pool, known, how, aggregate)
+        weights = [[aggregate(known[r["candidate_id"]], how) for r in rows] for rows in groups]
+        values[f"{name}_vote"] = np.array(
+            [metrics.vote([r["answer"] for r in rows], _is_right(rows), w) for rows, w in zip(groups, weights, strict=True)]
+        )
+    return values
+
+
+def _split_metrics(
+    values: Mapping[str, np.ndarray], bootstrap: metrics.Bootstrap, by_aggregation: dict[str, Any], pool: Pool, problems: Mapping[str, Row]
+) -> dict[str, Any]:
+    gap = values["oracle"] - values["random"]
+    sources: dict[str, list[int]] = defaultdict(list)
+    for i, key in enumerate(pool):
+        sources[problems[key]["source"]].append(i)
+    shown = [name for name in ("random", "majority", "prm", "prm_vote", "blind", "oracle") if name in values]
+    return {
+        "num_problems": len(pool),
+        "num_candidates": max(len(kinds["sample"]) for kinds in pool.values()),
+        "selectors": {name: bootstrap.mean(array) for name, array in values.items()},
+        "aggregations": by_aggregation,
+        "differences": [{"a": a, "b": b, **bootstrap.mean(values[a] - values[b])} for a, b in PAIRS if a in values and b in values],
+        "gap_closed": {name: bootstrap.ratio(values[name] - values["random"], gap) for name in ("prm", "prm_vote") if name in values},
+        "sources": {
+            source: {"num_problems": len(rows), **{name: round(float(values[name][rows].mean()), 6) for name in shown}}
+            for source, rows in sorted(sources.items())
+        },
+    }
+
+
+def _step_errors(path: Path | None) -> list[Row]:
+    if path is None:
+        return []
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    missing = [name for name in ("id", "question", "image", "steps", "right_so_far", "step_kinds") if name not in table.column_names]
+    if missing:
+        raise DataError(str(path), f"no column {missing[0]!r}", f"it has {', '.join(table.column_names)}")
+    rows: list[Row] = table.to_pylist()
+    return rows
+
+
+Truths = dict[str, dict[str, Any]]
+"""split -> problem id -> what the checker must know"""
+
+
+def _truths(path: Path | None, problems: Mapping[str, Mapping[str, Row]]) -> Truths:
+    if path is None:
+        return {}
+    from components.world import TRUTH, truth_from_row
+
+    by_source_id = {row["id"]: truth_from_row(row) for row in read_table(path, TRUTH)}
+    return {
+        name: {key: by_source_id[row["source_id"]] for key, row in known.items() if row["source_id"] in by_source_id}
+        for name, known in problems.items()
+    }
+
+
+def _checked(pool: Pool, scores: Mapping[str, list[float]], truths: Truths) -> tuple[list[list[float]], list[list[bool]], list[list[str]]]:
+    from components.world import check
+
+    out: tuple[list[list[float]], list[list[bool]], list[list[str]]] = ([], [], [])
+    known = {key: truth for of_split in truths.values() for key, truth in of_split.items()}
+    for key, kinds in pool.items():
+        if key not in known:
+            continue
+        for row in kinds["sample"]:
+            if row["candidate_id"] in scores and row["steps"]:
+                truth = check(known[key], row["steps"])
+                out[0].append(scores[row["candidate_id"]])
+                out[1].append([t.is_right_so_far for t in truth])
+                out[2].append([t.kind for t in truth])
+    return out
+
+
+def _with_truth(pool: Pool, scores: Mapping[str, list[float]], truths: Truths) -> tuple[list[float], list[bool]]:
+    rows, right, _ = _checked(pool, scores, truths)
+    return [s for row in rows for s in row], [t for row in right for t in row]
+
+
+def _with_outcome(pool: Mapping[str, Pool], names: Sequence[str], scores: Mapping[str, list[float]]) -> tuple[list[float], list[bool]]:
+    """Every step's score beside its solution's verdict: given its prefix, that is what a calibrated score foretells."""
+    out: tuple[list[float], list[bool]] = ([], [])
+    for name in names:
+        for kinds in pool[name].values():
+            for row in kinds["sample"]:
+                if row["verdict"] != "unknown":
+                    out[0].extend(scores[row["candidate_id"]])
+                    out[1].extend([row["verdict"] == "right"] * len(scores[row["candidate_id"]]))
+    return out
+
+
+def _candidate_steps(
+    pool: Mapping[str, Pool], names: Sequence[str], scores: Mapping[str, Mapping[str, list[float]]], truths: Truths, threshold: float
+) -> dict[str, Any]:
+    if not truths:
+        return {}
+    merged: Pool = {key: kinds for name in names for key, kinds in pool[name].items()}
+    return {scorer: metrics.step_metrics(*_checked(merged, known, truths), threshold) for scorer, known in scores.items()}
+
+
+def _error_steps(errors: Sequence[Row], scores: Mapping[str, Mapping[str, list[float]]], threshold: float) -> dict[str, Any]:
+    out = {}
+    for scorer, known in scores.items():
+        rows = [row for row in errors if row["id"] in known]
+        if rows:
+            right, kinds = [r["right_so_far"] for r in rows], [r["step_kinds"] for r in rows]
+            out[scorer] = metrics.step_metrics([known[r["id"]] for r in rows], right, kinds, threshold)
+    return out
+
+
+def _score_rows(scores: Mapping[str, Mapping[str, list[float]]]) -> list[Row]:
+    return [{"candidate_id": key, "scorer": scorer, "step_scores": steps} for scorer, known in scores.items() for key, steps in sorted(known.items())]

@@ -1,0 +1,163 @@
+"""Reads a number with or without a unit, exactly, and compares two of them. Knows nothing of verdicts or responses."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from components.formulas import Unreadable, read
+from components.identities import exact
+
+_BASE: dict[str, tuple[str, Fraction]] = {
+    name: (dimension, Fraction(factor))
+    for dimension, units in {
+        "length": {
+            "mm millimeter millimetre": "1/1000", "cm centimeter centimetre": "1/100", "dm decimeter decimetre": "1/10",
+            "m meter metre": "1", "km kilometer kilometre": "1000", "in inch inches": "127/5000", "ft foot feet": "381/1250",
+            "yd yard": "1143/1250", "mi mile": "201168/125",
+        },
+        "length^2": {"ha hectare": "10000"},
+        "length^3": {"mL ml milliliter millilitre": "1/1000000", "L l liter litre": "1/1000"},
+        "mass": {"mg milligram": "1/1000000", "g gram": "1/1000", "kg kilogram": "1", "t ton tonne": "1000"},
+        "time": {
+            "ms millisecond": "1/1000", "s sec second": "1", "min minute": "60", "h hr hour": "3600", "day": "86400",
+            "week": "604800",
+        },
+        "month": {"month": "1", "year": "12"},
+        "angle": {"degree deg": "1"},
+        "celsius": {"°C": "1"},
+        "yuan": {"yuan": "1"},
+        "dollar": {"dollar": "1", "cent": "1/100"},
+        "euro": {"euro": "1"},
+        "pound sterling": {"GBP": "1"},
+    }.items()
+    for names, factor in units.items()
+    for name in names.split()
+}  # fmt: skip
+_NOT_UNITS = re.findall(  # after a number they change it, or say that it is not one number
+    r"\w+",
+    "hundred thousand million billion trillion dozen score gross pair couple half halves third quarter fourth"
+    " fifth sixth seventh eighth ninth tenth hundredth thousandth percent percentage permille fold factorial pi"
+    " root sqrt minus plus over mod base or and to than more less at about not is are most least through until but"
+    " if as x times radian rad gradian approximately remainder inclusive exclusive repeating recurring infinity"
+    " inf",
+)
+_PERCENT = re.compile(r"^(?P<body>.+?)\s*(?:\\?%|\\text\{\s*\\?%\s*\}|percent)$")
+_DEGREE = re.compile(r"^(?P<body>.+?)\s*\\degree(?P<scale>\s*(?:\\(?:text|mathrm)\s*\{\s*C\s*\}|C))?$")
+_WRAPPER = r"\\(?:text|mathrm|mbox|unit|rm|operatorname)\s*\{[^{}]*\}"
+_WRAPPED = re.compile(rf"^(?P<body>.+?)\s*(?P<unit>{_WRAPPER}(?:\s*(?:{_WRAPPER}|/|\\times|\^\s*\{{?-?\d\}}?))*)$")
+_PLAIN = re.compile(r"^(?P<body>.*[\d)}\]])(?P<unit>\s*[A-Za-z]+(?:[ /]+[A-Za-z]+){0,3}(?:\s*\^\s*\{?[23]\}?)?)$")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_MIXED = re.compile(r"([+-]?\d+) +(\d+)/(\d+)")
+_POWER = re.compile(r"\^\s*\{?(-?\d)\}?")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """An exact number, and what it counts."""
+
+    value: Fraction
+    unit: str = ""  # as written; "" for none
+    is_percent: bool = False
+
+
+@lru_cache(maxsize=65536)
+def read_quantity(text: str) -> Quantity | None:
+    """The number in `text` (see `formulas.normal_text`), or None if it is not exactly one rational number.
+
+    A single letter counts as a unit only inside \\text{..}: elsewhere it may be a variable.
+    """
+    if match := _PERCENT.match(text):
+        value = _value(match["body"])
+        return None if value is None else Quantity(value, is_percent=True)
+    if match := _DEGREE.match(text):
+        value = _value(match["body"])
+        return None if value is None else Quantity(value, "°C" if match["scale"] else "degree")
+    value = _value(text)
+    if value is not None:
+        return Quantity(value)
+    for pattern in (_WRAPPED, _PLAIN):
+        match = pattern.match(text)
+        if not match:
+            continue
+        unit = _flat(match["unit"])
+        words = [word for word in re.split(r"[^A-Za-z]+", unit) if word]
+        singular = {word.lower().removesuffix("s") for word in words} | {word.lower() for word in words}
+        is_short = len(unit.split("^")[0]) < (3 if pattern is _PLAIN else 2)
+        if not words or singular & set(_NOT_UNITS) or "times" in words:
+            return None
+        is_letter = pattern is _PLAIN and len(words[0]) == 1 and "/" not in unit
+        if is_letter or (known_unit(unit) is None and (is_short or "/" in unit)):
+            continue
+        value = _value(match["body"])
+        return None if value is None else Quantity(value, unit)
+    return None
+
+
+def known_unit(text: str) -> tuple[str, Fraction] | None:
+    """(dimension, factor to its base unit) of a unit of measure, or None for any other word."""
+    text = text.strip()
+    over, slash, under = text.replace(" per ", "/").partition("/")
+    if slash:
+        a, b = known_unit(over), known_unit(under)
+        return (f"{a[0]}/{b[0]}", a[1] / b[1]) if a and b else None
+    power = 1
+    if match := _POWER.search(text):
+        power, text = int(match[1]), text[: match.start()].strip()
+    for word, exponent in (("square ", 2), ("sq ", 2), ("cubic ", 3)):
+        if text.lower().startswith(word):
+            power, text = exponent, text[len(word) :]
+    for word, exponent in ((" squared", 2), (" cubed", 3)):
+        if text.lower().endswith(word):
+            power, text = exponent, text[: -len(word)]
+    name = text if text in _BASE else text.lower()
+    found = _BASE.get(name) or (_BASE.get(name.removesuffix("s")) if len(name) > 3 else None)
+    if found is None or (power != 1 and found[0] != "length"):
+        return None
+    return (found[0] if power == 1 else f"length^{power}", found[1] ** power)
+
+
+def same_quantity(gold: Quantity, other: Quantity) -> bool | None:
+    """Whether two quantities are the same; None when the numbers are equal but the units cannot be compared.
+
+    Percent is never a plain number. A missing unit is taken for the other's: the question names it.
+    """
+    if gold.is_percent != other.is_percent:
+        return False
+    if gold.unit == other.unit or not other.unit:
+        return gold.value == other.value
+    unit = known_unit(other.unit)
+    if not gold.unit:
+        is_counted = unit is not None or other.unit.endswith("s")  # 5 apples
+        return gold.value == other.value if is_counted or gold.value != other.value else None
+    wanted = known_unit(gold.unit)
+    if wanted and unit:
+        return wanted[0] == unit[0] and gold.value * wanted[1] == other.value * unit[1]
+    if gold.unit.lower().removesuffix("s") == other.unit.lower().removesuffix("s"):
+        return gold.value == other.value
+    return None if gold.value == other.value else False
+
+
+def _value(text: str) -> Fraction | None:
+    text = text.strip()
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    elif match := _MIXED.fullmatch(text):
+        text = rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}"
+    try:
+        return exact(read(text))
+    except Unreadable:
+        return None
+
+
+def _flat(unit: str) -> str:
+    r"""`\mathrm{m}/\mathrm{s}^{2}` -> `m/s^2`."""
+    flat = re.sub(r"\\(?:text|mathrm|mbox|unit|rm|operatorname)\s*\{([^{}]*)\}", r"\1", unit)
+    return (
+        re.sub(r"\s+", " ", flat.replace(r"\times", " ").replace("{", "").replace("}", ""))
+        .strip()
+        .replace(" /", "/")
+        .replace("/ ", "/")
+    )

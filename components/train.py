@@ -1,0 +1,200 @@
+"""Stage `train`: labels -> the process reward model, and the blind control trained with the same settings.
+
+Owns what is put together for training; the model and its losses are `prm`'s. The models train side by side,
+one process each, so that none of them can disturb another.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from components.errors import DataError, SettingsError, StepForgeError
+from components.lineage import SUMMARY, exclusive
+from components.progress import say
+from components.records import LABEL, PROBLEM, SOLUTION, digest, read_json, read_table, row_images, seed_for, tree_sha256, write_json
+from components.settings import Params, Runtime
+
+
+def run(
+    params: Params, runtime: Runtime, *, seeds: Path, rollouts: Path, labels: Path, policy: Path, statements: Path | None, out: Path
+) -> dict[str, Any]:
+    """Write one checkpoint folder a model (`prm`, then the controls) into `out`.
+
+    Raises:
+        SettingsError: the perception task is on but there are no statements.
+        DataError: nothing to learn from, or a loss that is not finite.
+        EngineError: the policy cannot be loaded.
+    """
+    if params.train.perception is not None and statements is None:
+        raise SettingsError("command line", "train.perception is on but there are no statements", "add --statements FILE, or set it to null")
+    names = ["prm", *params.train.controls]
+    inputs = [seeds, rollouts, labels, policy] + ([statements] if statements else [])
+    threads = max(1, runtime.num_threads // len(names))
+    work_digest = digest("train-1", params.seed, params.train.model_dump(mode="json"), [tree_sha256(p) for p in inputs], threads)
+    with exclusive(runtime.home, f"train-{work_digest}") as work:
+        jobs = [(params, runtime, threads, name, seeds, rollouts, labels, policy, statements, work, out / name) for name in names]
+        _side_by_side(jobs, runtime.num_workers)
+        reports = {name: read_json(work / f"{name}-report.json") for name in names}
+    shutil.rmtree(work, ignore_errors=True)
+    summary = {**reports["prm"], "controls": params.train.controls, "prm_digest": reports["prm"]["digest"]}
+    summary |= {f"{name}_final_loss": reports[name]["final_loss"] for name in params.train.controls}
+    summary.pop("digest")
+    write_json(out / SUMMARY, summary)
+    return {}
+
+
+def _side_by_side(jobs: list[tuple[Any, ...]], num_workers: int) -> None:
+    """Run the jobs in processes of their own, `num_workers` at a time; the first failure ends them all."""
+    context = multiprocessing.get_context("spawn")
+    errors = context.SimpleQueue()
+    waiting, running = list(jobs), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                process = context.Process(target=_job, args=(waiting.pop(0), errors), daemon=True)
+                process.start()
+                running.append(process)
+            running[0].join(0.2)
+            for process in [p for p in running if p.exitcode is not None]:
+                running.remove(process)
+                if process.exitcode != 0:
+                    if not errors.empty():
+                        raise errors.get()
+                    raise DataError("train", f"a training process ended with {process.exitcode}", "out of memory? lower train.optimiser.batch_size")
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join(10)
+
+
+def _job(job: tuple[Any, ...], errors: Any) -> None:
+    from components.cli import limit_threads
+
+    limit_threads(job[2])
+    try:
+        _train(*job)
+    except StepForgeError as error:
+        errors.put(error)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _train(
+    params: Params,
+    runtime: Runtime,
+    threads: int,
+    name: str,
+    seeds: Path,
+    rollouts: Path,
+    labels: Path,
+    policy: Path,
+    statements: Path | None,
+    work: Path,
+    out: Path,
+) -> None:
+    import numpy as np
+    import torch
+
+    from components.checkpoints import policy_digest
+    from components.optim import batch_rows, fit, freeze_vision
+    from components.perception import Perception
+    from components.prm import RewardModel, soft_label_loss
+
+    torch.set_num_threads(threads)
+    settings = params.train
+    model = RewardModel.from_policy(
+        policy, marker=settings.marker, label_tokens=settings.label_tokens, device=runtime.device, sees=name != "blind"
+    )
+    if settings.freeze_vision:
+        freeze_vision(model.model)
+    model.train()
+    examples = _examples(model, seeds, rollouts, labels)
+    if not examples:
+        raise DataError(str(labels), "no labelled step", "lower label.min_verdicts, or sample more continuations")
+    say("train", f"{name}: {len(examples):,} solutions, {sum(len(e[2]) for e in examples):,} labelled steps")
+
+    perception, accuracies = None, [float("nan")]
+    if settings.perception is not None and statements is not None:
+        task = settings.perception
+        perception = Perception(_read_statements(statements), model, corrupted_frac=task.corrupted_frac)
+        warmed = perception
+
+        def warmup_at(step: int) -> tuple[Any, str]:
+            loss, accuracy = warmed.loss(task.warmup.batch_size, seed_for(params.seed, "perception", step))
+            accuracies.append(accuracy)
+            return loss, f"{name} sees {accuracy:.3f}"
+
+        fit(model, warmup_at, task.warmup, name="train", checkpoint=work / f"{name}-warmup.pt")
+
+    def loss_at(step: int) -> tuple[Any, str]:
+        batch = [examples[i] for i in batch_rows(len(examples), settings.optimiser.batch_size, step, seed_for(params.seed, "train"))]
+        loss = soft_label_loss(
+            model.logits([e[0] for e in batch], [e[1] for e in batch]), torch.tensor([label for e in batch for label in e[2]], device=model.head.device)
+        )
+        note = f"{name} loss {loss.item():.3f}"
+        if perception is not None and settings.perception is not None and settings.perception.aux_weight > 0:
+            aux, _ = perception.loss(settings.perception.aux_batch_size, seed_for(params.seed, "auxiliary", step))
+            loss = loss + settings.perception.aux_weight * aux
+        return loss, note
+
+    final_loss = fit(model, loss_at, settings.optimiser, name="train", checkpoint=work / f"{name}.pt")
+    model.eval()
+    contract = {
+        "formulation": params.label.formulation,
+        "label_tokens": list(settings.label_tokens),
+        "weights": {"right": 1.0, "wrong": 0.0},
+        "policy_digest": policy_digest(policy),
+        "labels_sha256": tree_sha256(labels),
+        "seed": params.seed,
+        "train": settings.model_dump(mode="json"),
+    }
+    checkpoint_digest = model.save(out, policy, contract)
+    accuracy = float(np.mean(accuracies[-20:]))
+    report = {
+        "solutions": len(examples),
+        "labels": sum(len(e[2]) for e in examples),
+        "steps": settings.optimiser.num_steps,
+        "final_loss": round(final_loss, 6),
+        "perception_accuracy": round(accuracy, 6) if accuracy == accuracy else None,
+        "digest": checkpoint_digest,
+    }
+    write_json(work / f"{name}-report.json", report)
+
+
+def _examples(model: Any, seeds: Path, rollouts: Path, labels: Path) -> list[tuple[Any, Any, list[float]]]:
+    """(prompt, rendered solution with the markers of its labelled steps, their labels), a row a solution."""
+    from components.render import Rendered
+
+    problems = {row["problem_id"]: row for row in read_table(seeds / "seeds.parquet", PROBLEM)}
+    of_solution: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in read_table(labels / "labels.parquet", LABEL, ["solution_id", "step", "label"]):
+        of_solution[row["solution_id"]][row["step"]] = row["label"]
+    examples = []
+    for row in read_table(rollouts / "solutions.parquet", SOLUTION, ["solution_id", "problem_id", "steps"]):
+        known = of_solution.get(row["solution_id"])
+        if not known:
+            continue
+        problem = problems[row["problem_id"]]
+        rendered = model.renderer.solution(row["steps"])
+        markers = [rendered.markers[step] for step in sorted(known)]
+        prompt = model.renderer.prompt(problem["question"], row_images(problem))
+        examples.append((prompt, Rendered(rendered.ids, markers), [known[step] for step in sorted(known)]))
+    return examples
+
+
+def _read_statements(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    picture = "images" if "images" in table.column_names else "image"
+    for column in ("question", "statements", picture):
+        if column not in table.column_names:
+            raise DataError(str(path), f"no column {column!r}", "statements come as question, image, statements")
+    rows: list[dict[str, Any]] = table.select(["question", "statements", picture]).to_pylist()
+    return rows
