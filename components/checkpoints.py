@@ -33,7 +33,11 @@ def describe(path_or_id: str, revision: str | None) -> dict[str, Any]:
     if path_or_id.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_id):
         raise EngineError(path_or_id, "no such folder", "name a folder, or a hub id such as organisation/model")
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise EngineError(path_or_id, f"revision {revision!r} is no commit", "a branch moves: give the 40-digit commit of the hub repository")
+        raise EngineError(
+            path_or_id,
+            f"revision {revision!r} is no commit",
+            "a branch moves: give the 40-digit commit of the hub repository",
+        )
     return {"path_or_id": path_or_id, "revision": revision, "digest": digest("hub", path_or_id, revision)}
 
 
@@ -73,7 +77,9 @@ def load_model(folder: Path, device: str) -> Any:
     try:
         model = auto.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        raise EngineError(name, f"cannot be loaded: {error}", "safetensors checkpoints of architectures known to transformers only") from error
+        raise EngineError(
+            name, f"cannot be loaded: {error}", "safetensors checkpoints of architectures known to transformers only"
+        ) from error
     return model.to(where).eval()
 
 
@@ -102,7 +108,9 @@ def load_processor(folder: Path) -> Any:
     try:
         return AutoProcessor.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError) as error:
-        raise EngineError(name, f"its processor cannot be loaded: {error}", "copy the base model's processor files beside the weights") from error
+        raise EngineError(
+            name, f"its processor cannot be loaded: {error}", "copy the base model's processor files beside the weights"
+        ) from error
 
 
 def _do_without_video() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import signal
 import sys
 import time
@@ -56,9 +55,7 @@ STAGES: dict[str, Stage] = {
         (Arg("--demonstrations", "Parquet file of solved problems", optional=True),),
     ),
     "rollout": Stage("seeds -> solutions and Monte-Carlo continuations of every prefix", (_SEEDS, _POLICY)),
-    "label": Stage(
-        "rollouts -> step labels with their counts", (_SEEDS, Arg("--rollouts", "folder written by rollout"))
-    ),
+    "label": Stage("rollouts -> step labels with their counts", (_SEEDS, Arg("--rollouts", "folder written by rollout"))),
     "train": Stage(
         "labels -> the process reward model and its blind control",
         (
@@ -87,7 +84,9 @@ Verb = Callable[[argparse.Namespace], int]
 
 def build_parser(program: str = "python -m components") -> tuple[argparse.ArgumentParser, Any]:
     """The parser with one sub-command a stage; `flows.cli` adds its own to it."""
-    parser = argparse.ArgumentParser(prog=program, description="From raw multimodal problems to a promoted process reward model.")
+    parser = argparse.ArgumentParser(
+        prog=program, description="From raw multimodal problems to a promoted process reward model."
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, stage in STAGES.items():
         sub = verbs.add_parser(name, help=stage.help, description=stage.help)
@@ -98,7 +97,9 @@ def build_parser(program: str = "python -m components") -> tuple[argparse.Argume
         sub.add_argument("--params", default="params.yaml", help="settings file (default: params.yaml)")
         sub.add_argument("--out", required=True, help="folder to write; replaced whole, or left as it was")
         sub.set_defaults(call=_run_stage)
-    sub = verbs.add_parser("world", help="write the known-truth world's data folder", description="Write the known-truth world's data.")
+    sub = verbs.add_parser(
+        "world", help="write the known-truth world's data folder", description="Write the known-truth world's data."
+    )
     sub.add_argument("--out", default="data", help="folder to write (default: data)")
     sub.add_argument("--seed", type=int, default=0, help="another seed is another world (default: 0, pinned by data.dvc)")
     sub.set_defaults(call=_run_world)
@@ -107,7 +108,7 @@ def build_parser(program: str = "python -m components") -> tuple[argparse.Argume
 
 def _run_stage(args: argparse.Namespace) -> int:
     from components.lineage import publishing, write_receipt
-    from components.settings import load_params, load_runtime
+    from components.settings import limit_threads, load_params, load_runtime
 
     started = time.time()
     params = load_params(Path(args.params))
@@ -149,7 +150,9 @@ def _run_stage(args: argparse.Namespace) -> int:
 def _named_path(flag: str, text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not (equals and name and path):
-        raise SettingsError("command line", f"{flag} {text!r} is not NAME=FILE", f"for example {flag} test=data/test.parquet")
+        raise SettingsError(
+            "command line", f"{flag} {text!r} is not NAME=FILE", f"for example {flag} test=data/test.parquet"
+        )
     return name, Path(path)
 
 
@@ -158,19 +161,6 @@ def _run_world(args: argparse.Namespace) -> int:
 
     write_world(Path(args.out), seed=args.seed)
     return 0
-
-
-def limit_threads(num_threads: int) -> None:
-    """Fix the CPU threads of this process before torch is imported.
-
-    Threads that wait without spinning for long: spinning ones cost up to 13x on busy cores, never
-    spinning ones gain nothing on small matrices.
-    """
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def guarded(call: Verb, args: argparse.Namespace) -> int:

@@ -1,11 +1,11 @@
 """Every deliberate error, its exit code and its hint. Knows nothing of what went wrong elsewhere.
 
-    StepForgeError                  exit code
-    ├── SettingsError      2        params.yaml, the environment or the command line is wrong
-    ├── DataError          3        a file or row is wrong
-    ├── EngineError        4        a model cannot be loaded or asked
-    ├── RefusedError       5        a gate refused or an audit failed: a result, not a fault
-    └── TryAgainError      75       the same command may succeed later (lock held, server busy)
+StepForgeError                  exit code
+├── SettingsError      2        params.yaml, the environment or the command line is wrong
+├── DataError          3        a file or row is wrong
+├── EngineError        4        a model cannot be loaded or asked
+├── RefusedError       5        a gate refused or an audit failed: a result, not a fault
+└── TryAgainError      75       the same command may succeed later (lock held, server busy)
 """
 
 from __future__ import annotations

@@ -11,17 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from components import metrics
 from components.errors import DataError
 from components.lineage import SUMMARY
 from components.progress import Progress, say
-from components.records import CANDIDATE, SCORE, read_json, read_table, row_images, seed_for, write_json, write_table
+from components.records import (
+    CANDIDATE,
+    SCORE,
+    SELECTION,
+    read_json,
+    read_table,
+    row_images,
+    seed_for,
+    write_json,
+    write_table,
+)
 from components.settings import Params, Runtime
 
 Row = dict[str, Any]
-SELECTION = pa.schema([("split", pa.string()), ("problem_id", pa.string()), ("selector", pa.string()), ("value", pa.float64())])
 
 # Paired differences to report: what the reward model adds, and what its looking adds.
 PAIRS = (
@@ -58,13 +66,20 @@ def run(
     """
     import torch
 
-    from components.prm import AGGREGATIONS, RewardModel, aggregate, read_contract
+    from components.prm import RewardModel, read_contract
     from components.problems import load_benchmark
 
     torch.set_num_threads(runtime.num_threads)
     if "dev" not in split:
-        raise DataError("evaluate", f"no split named 'dev' among {', '.join(split)}", "the aggregation and the threshold are chosen on dev")
-    problems = {name: {p["problem_id"]: p for p in load_benchmark(path, max_image_pixels=params.curate.max_image_pixels)} for name, path in split.items()}
+        raise DataError(
+            "evaluate",
+            f"no split named 'dev' among {', '.join(split)}",
+            "the aggregation and the threshold are chosen on dev",
+        )
+    problems = {
+        name: {p["problem_id"]: p for p in load_benchmark(path, max_image_pixels=params.curate.max_image_pixels)}
+        for name, path in split.items()
+    }
     pool = _pool(read_table(candidates / "candidates.parquet", CANDIDATE), problems)
     errors = _step_errors(step_errors)
 
@@ -80,22 +95,27 @@ def run(
         if name == "prm":
             swapped = {s: _shuffled(problems[s], seed_for(params.seed, "shuffle", s)) for s in split if s != "dev"}
             scores["shuffled"] = _score(model, "shuffled", {s: pool[s] for s in swapped}, swapped, [])
-    write_table(out / "scores.parquet", _score_rows(scores), SCORE)
 
-    dev = {how: _best_of_n(pool["dev"], scores["prm"], how, aggregate) for how in AGGREGATIONS}
-    how = metrics.chosen_aggregation({name: float(values.mean()) for name, values in dev.items()})
+    picked = {how: _best_of_n(pool["dev"], scores["prm"], how) for how in metrics.AGGREGATIONS}
+    how = metrics.chosen_aggregation({name: float(values.mean()) for name, values in picked.items()})
+    voted = {how: _vote(pool["dev"], scores["prm"], how) for how in metrics.AGGREGATIONS}
+    vote_how = metrics.chosen_aggregation({name: float(values.mean()) for name, values in voted.items()})
     truths = _truths(truth, problems)
+    write_table(out / "scores.parquet", _score_rows({**scores, "truth": _exact(pool, truths)}), SCORE)
     dev_steps = _with_truth(pool["dev"], scores["prm"], truths)
     threshold = metrics.best_threshold(*dev_steps) if dev_steps[0] else 0.5
-    say("evaluate", f"chosen on dev: aggregation {how}, threshold {threshold:.2f}")
+    say("evaluate", f"chosen on dev: aggregation {how} (votes: {vote_how}), threshold {threshold:.2f}")
 
     splits, selections = {}, []
     for name in split:
-        values = _selectors(pool[name], scores, how, aggregate)
+        values = _selectors(pool[name], scores, how, vote_how)
         bootstrap = metrics.Bootstrap(
-            len(pool[name]), num_resamples=params.evaluate.num_resamples, confidence=params.evaluate.confidence, seed=seed_for(params.seed, "bootstrap")
+            len(pool[name]),
+            num_resamples=params.evaluate.num_resamples,
+            confidence=params.evaluate.confidence,
+            seed=seed_for(params.seed, "bootstrap"),
         )
-        by_aggregation = {a: bootstrap.mean(_best_of_n(pool[name], scores["prm"], a, aggregate)) for a in AGGREGATIONS}
+        by_aggregation = {a: bootstrap.mean(_best_of_n(pool[name], scores["prm"], a)) for a in metrics.AGGREGATIONS}
         splits[name] = _split_metrics(values, bootstrap, by_aggregation, pool[name], problems[name])
         for selector, array in values.items():
             rows = zip(pool[name], array.tolist(), strict=True)
@@ -108,6 +128,7 @@ def run(
         "blind_digest": digests.get("blind"),
         "policy_digest": next(iter(pool["dev"].values()))["sample"][0]["policy_digest"],
         "aggregation": how,
+        "vote_aggregation": vote_how,
         "threshold": threshold,
         "confidence": params.evaluate.confidence,
         "pools": read_json(candidates / SUMMARY)["pools"],
@@ -116,13 +137,18 @@ def run(
             "candidates": _candidate_steps(pool, tests, scores, truths, threshold),
             "step_errors": _error_steps(errors, scores, threshold),
         },
-        "calibration": metrics.calibration(*_with_outcome(pool, tests, scores["prm"])),
+        "calibration": metrics.calibration(*_with_outcome(pool[tests[0] if tests else "dev"], scores["prm"])),
     }
     write_json(out / "metrics.json", result)
     main = splits.get("test", splits["dev"])["selectors"]
     write_json(
         out / SUMMARY,
-        {"aggregation": how, "threshold": threshold, "prm_digest": digests["prm"], **{f"{k}_accuracy": v["mean"] for k, v in main.items()}},
+        {
+            "aggregation": how,
+            "threshold": threshold,
+            "prm_digest": digests["prm"],
+            **{f"{k}_accuracy": v["mean"] for k, v in main.items()},
+        },
     )
     return {"scored_solutions": sum(len(s) for s in scores.values())}
 
@@ -146,7 +172,9 @@ def _pool(rows: Sequence[Row], problems: Mapping[str, Mapping[str, Row]]) -> dic
     return pool
 
 
-def _score(model: Any, name: str, pools: Mapping[str, Pool], problems: Mapping[str, Mapping[str, Row]], errors: Sequence[Row]) -> dict[str, list[float]]:
+def _score(
+    model: Any, name: str, pools: Mapping[str, Pool], problems: Mapping[str, Mapping[str, Row]], errors: Sequence[Row]
+) -> dict[str, list[float]]:
     """Step scores by candidate id (and step-error id); equal solutions of a problem are read once."""
     from components.prm import Reading
 
@@ -183,16 +211,29 @@ def _is_right(rows: Sequence[Row]) -> list[bool]:
     return [row["verdict"] == "right" for row in rows]
 
 
-def _best_of_n(pool: Pool, scores: Mapping[str, list[float]], how: str, aggregate: Any) -> np.ndarray:
+def _best_of_n(pool: Pool, scores: Mapping[str, list[float]], how: str) -> np.ndarray:
     return np.array(
         [
-            metrics.best_of_n([aggregate(scores[row["candidate_id"]], how) for row in kinds["sample"]], _is_right(kinds["sample"]))
+            metrics.best_of_n(
+                [metrics.aggregate(scores[row["candidate_id"]], how) for row in kinds["sample"]], _is_right(kinds["sample"])
+            )
             for kinds in pool.values()
         ]
     )
 
 
-def _selectors(pool: Pool, scores: Mapping[str, Mapping[str, list[float]]], how: str, aggregate: Any) -> dict[str, np.ndarray]:
+def _vote(pool: Pool, scores: Mapping[str, list[float]], how: str) -> np.ndarray:
+    values = []
+    for kinds in pool.values():
+        rows = kinds["sample"]
+        weights = [metrics.aggregate(scores[row["candidate_id"]], how) for row in rows]
+        values.append(metrics.vote([row["answer"] for row in rows], _is_right(rows), weights))
+    return np.array(values)
+
+
+def _selectors(
+    pool: Pool, scores: Mapping[str, Mapping[str, list[float]]], how: str, vote_how: str
+) -> dict[str, np.ndarray]:
     """The chance that each selector's pick is right: name -> `[P]`."""
     groups = [kinds["sample"] for kinds in pool.values()]
     values = {
@@ -206,16 +247,17 @@ def _selectors(pool: Pool, scores: Mapping[str, Mapping[str, list[float]]], how:
     for name, known in scores.items():
         if not all(row["candidate_id"] in known for rows in groups for row in rows):
             continue
-        values[name] = _best_of_n(pool, known, how, aggregate)
-        weights = [[aggregate(known[r["candidate_id"]], how) for r in rows] for rows in groups]
-        values[f"{name}_vote"] = np.array(
-            [metrics.vote([r["answer"] for r in rows], _is_right(rows), w) for rows, w in zip(groups, weights, strict=True)]
-        )
+        values[name] = _best_of_n(pool, known, how)
+        values[f"{name}_vote"] = _vote(pool, known, vote_how)
     return values
 
 
 def _split_metrics(
-    values: Mapping[str, np.ndarray], bootstrap: metrics.Bootstrap, by_aggregation: dict[str, Any], pool: Pool, problems: Mapping[str, Row]
+    values: Mapping[str, np.ndarray],
+    bootstrap: metrics.Bootstrap,
+    by_aggregation: dict[str, Any],
+    pool: Pool,
+    problems: Mapping[str, Row],
 ) -> dict[str, Any]:
     gap = values["oracle"] - values["random"]
     sources: dict[str, list[int]] = defaultdict(list)
@@ -227,8 +269,12 @@ def _split_metrics(
         "num_candidates": max(len(kinds["sample"]) for kinds in pool.values()),
         "selectors": {name: bootstrap.mean(array) for name, array in values.items()},
         "aggregations": by_aggregation,
-        "differences": [{"a": a, "b": b, **bootstrap.mean(values[a] - values[b])} for a, b in PAIRS if a in values and b in values],
-        "gap_closed": {name: bootstrap.ratio(values[name] - values["random"], gap) for name in ("prm", "prm_vote") if name in values},
+        "differences": [
+            {"a": a, "b": b, **bootstrap.mean(values[a] - values[b])} for a, b in PAIRS if a in values and b in values
+        ],
+        "gap_closed": {
+            name: bootstrap.ratio(values[name] - values["random"], gap) for name in ("prm", "prm_vote") if name in values
+        },
         "sources": {
             source: {"num_problems": len(rows), **{name: round(float(values[name][rows].mean()), 6) for name in shown}}
             for source, rows in sorted(sources.items())
@@ -242,7 +288,9 @@ def _step_errors(path: Path | None) -> list[Row]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    missing = [name for name in ("id", "question", "image", "steps", "right_so_far", "step_kinds") if name not in table.column_names]
+    missing = [
+        name for name in ("id", "question", "image", "steps", "right_so_far", "step_kinds") if name not in table.column_names
+    ]
     if missing:
         raise DataError(str(path), f"no column {missing[0]!r}", f"it has {', '.join(table.column_names)}")
     rows: list[Row] = table.to_pylist()
@@ -265,7 +313,23 @@ def _truths(path: Path | None, problems: Mapping[str, Mapping[str, Row]]) -> Tru
     }
 
 
-def _checked(pool: Pool, scores: Mapping[str, list[float]], truths: Truths) -> tuple[list[list[float]], list[list[bool]], list[list[str]]]:
+def _exact(pools: Mapping[str, Pool], truths: Truths) -> dict[str, list[float]]:
+    """Exact truth as step scores, 1 as long as all is right, for the page and whoever audits the scores."""
+    from components.world import check
+
+    known = {key: truth for of_split in truths.values() for key, truth in of_split.items()}
+    return {
+        row["candidate_id"]: [float(t.is_right_so_far) for t in check(known[key], row["steps"])]
+        for pool in pools.values()
+        for key, kinds in pool.items()
+        if key in known
+        for row in (*kinds["sample"], *kinds["greedy"])
+    }
+
+
+def _checked(
+    pool: Pool, scores: Mapping[str, list[float]], truths: Truths
+) -> tuple[list[list[float]], list[list[bool]], list[list[str]]]:
     from components.world import check
 
     out: tuple[list[list[float]], list[list[bool]], list[list[str]]] = ([], [], [])
@@ -287,20 +351,23 @@ def _with_truth(pool: Pool, scores: Mapping[str, list[float]], truths: Truths) -
     return [s for row in rows for s in row], [t for row in right for t in row]
 
 
-def _with_outcome(pool: Mapping[str, Pool], names: Sequence[str], scores: Mapping[str, list[float]]) -> tuple[list[float], list[bool]]:
+def _with_outcome(pool: Pool, scores: Mapping[str, list[float]]) -> tuple[list[float], list[bool]]:
     """Every step's score beside its solution's verdict: given its prefix, that is what a calibrated score foretells."""
     out: tuple[list[float], list[bool]] = ([], [])
-    for name in names:
-        for kinds in pool[name].values():
-            for row in kinds["sample"]:
-                if row["verdict"] != "unknown":
-                    out[0].extend(scores[row["candidate_id"]])
-                    out[1].extend([row["verdict"] == "right"] * len(scores[row["candidate_id"]]))
+    for kinds in pool.values():
+        for row in kinds["sample"]:
+            if row["verdict"] != "unknown":
+                out[0].extend(scores[row["candidate_id"]])
+                out[1].extend([row["verdict"] == "right"] * len(scores[row["candidate_id"]]))
     return out
 
 
 def _candidate_steps(
-    pool: Mapping[str, Pool], names: Sequence[str], scores: Mapping[str, Mapping[str, list[float]]], truths: Truths, threshold: float
+    pool: Mapping[str, Pool],
+    names: Sequence[str],
+    scores: Mapping[str, Mapping[str, list[float]]],
+    truths: Truths,
+    threshold: float,
 ) -> dict[str, Any]:
     if not truths:
         return {}
@@ -319,4 +386,8 @@ def _error_steps(errors: Sequence[Row], scores: Mapping[str, Mapping[str, list[f
 
 
 def _score_rows(scores: Mapping[str, Mapping[str, list[float]]]) -> list[Row]:
-    return [{"candidate_id": key, "scorer": scorer, "step_scores": steps} for scorer, known in scores.items() for key, steps in sorted(known.items())]
+    return [
+        {"candidate_id": key, "scorer": scorer, "step_scores": steps}
+        for scorer, known in scores.items()
+        for key, steps in sorted(known.items())
+    ]

@@ -217,7 +217,7 @@ def _clean(text: str) -> str:
 # --- the rules -----------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=262_144)
+@lru_cache(maxsize=65536)
 def _judged(answer: str, gold: str, kind: str) -> Verdict:
     rule = _RULES.get(kind)
     if rule is None:
@@ -262,7 +262,7 @@ def _same_number(gold: str, answer: str) -> bool | None:
 
 
 def _same_expression(gold: str, answer: str) -> bool | None:
-    return _same_value(gold, _without_unit(_right_side(answer)))
+    return _same_value(gold, _right_side(answer))
 
 
 def _same_value(gold: str, answer: str) -> bool | None:
@@ -270,7 +270,9 @@ def _same_value(gold: str, answer: str) -> bool | None:
     a, b = read_quantity(gold), read_quantity(answer)
     if a is not None and b is not None:
         return same_quantity(a, b)
-    gold = _without_unit(gold)
+    (gold, unit_a), (answer, unit_b) = _without_unit(gold), _without_unit(answer)
+    if unit_a and unit_b and unit_a != unit_b:
+        raise Unreadable(f"{unit_a} beside {unit_b}")
     first = same(read(gold), read(answer))
     if first is False and same(read(gold, segments=False), read(answer, segments=False)):
         return None  # AB and A * B: which was meant?
@@ -349,6 +351,9 @@ _RULES = {
 # --- reading -------------------------------------------------------------------------------------------------------
 
 _FRAMED = re.compile(r"(\\\{|[(\[])(.*?)(\\\}|[)\]])", re.DOTALL)
+_TRAILING_UNIT = re.compile(
+    r"(?<=[^\s\\])\s*(?:\\(?:text|mathrm|unit|mbox)\s*\{\s*[a-zμ]{1,2}\s*\}|(?<![A-Za-z\\])(?:cm|mm|km|dm))(?:\^\s*\{?[23]\}?)?$"
+)
 _NAMED = re.compile(r"(?:\\[A-Za-z]+|[A-Za-z∠()|'+\- ]|\{|\})+")
 
 
@@ -367,16 +372,16 @@ def _right_side(answer: str) -> str:
     head = re.sub(r"_\s*(?:\{[^{}]*\}|\w)|\^\s*(?:\{\d\}|\d)|\\angle\s*\d", "", parts[0])
     if not _NAMED.fullmatch(head) and read_quantity(parts[0].strip()) is None:
         raise Unreadable(answer)
+    for part in parts[1:-1]:  # "a = 3, b = 8" states two values
+        if read_quantity(part.strip()) is None:
+            read(_without_unit(part.strip())[0])
     return parts[-1].strip()
 
 
-def _without_unit(text: str) -> str:
-    r"""`4\sqrt{3}\text{ cm}` -> `4\sqrt{3}`: beside a formula, a unit is only stripped."""
-    return re.sub(
-        r"(?<=[^\s\\])\s*(?:\\(?:text|mathrm|unit|mbox)\s*\{\s*[a-zμ]{1,2}\s*\}|(?<![A-Za-z\\])(?:cm|mm|km|dm))(?:\^\s*\{?[23]\}?)?$",
-        "",
-        text,
-    )
+def _without_unit(text: str) -> tuple[str, str]:
+    r"""`4\sqrt{3}\text{ cm}` -> (`4\sqrt{3}`, `cm`): a formula, and the unit behind it or ""."""
+    match = _TRAILING_UNIT.search(text)
+    return (text[: match.start()], re.sub(r"\\[a-z]+|[\s{}^]", "", match.group())) if match else (text, "")
 
 
 def _sides(text: str) -> tuple[Tree, Tree]:
@@ -389,7 +394,7 @@ def _sides(text: str) -> tuple[Tree, Tree]:
 
 def _structure(text: str) -> tuple[str, list[tuple[str, list[str], str]]] | None:
     """(kind, framed parts) of a tuple, an interval, a union of intervals or a set."""
-    text = re.sub(r"^[A-Za-z]\w?'?\s*=?\s*(?=\()|^[A-Za-z]\s*\\in\s*", "", text)  # A(3, 4), x in [0, 1)
+    text = re.sub(r"^[A-Z]\w?'?\s*(?=\()|^[A-Za-z]\w?'?\s*=\s*(?=\()|^[A-Za-z]\s*\\in\s*", "", text)  # A(3, 4), x in [0, 1)
     parts = []
     for piece in re.split(r"\\cup", text):
         match = _FRAMED.fullmatch(piece.strip())

@@ -12,6 +12,7 @@ import threading
 from fractions import Fraction
 from typing import Any
 
+from components.errors import SettingsError
 from components.formulas import TooComplex, Tree
 
 _MAX_EXACT_BITS = 20_000
@@ -146,7 +147,10 @@ _context: Any = None
 def _mp() -> Any:
     global _context  # noqa: PLW0603 - one context, made on first use: importing mpmath costs 30 ms
     if _context is None:
-        from mpmath.ctx_mp import MPContext  # type: ignore[import-untyped,unused-ignore]
+        try:
+            from mpmath.ctx_mp import MPContext  # type: ignore[import-untyped,unused-ignore]
+        except ImportError as error:
+            raise SettingsError("environment", f"mpmath is missing: {error}", "pip install 'stepforge[grading]'") from error
 
         _context = MPContext()
         _context.dps = _DIGITS

@@ -53,7 +53,9 @@ def run(params: Params, runtime: Runtime, *, seeds: Path, rollouts: Path, out: P
     return {}
 
 
-def step_labels(solutions: Sequence[Row], continuations: Sequence[Row], settings: Label, *, reuse: bool) -> tuple[list[Row], int]:
+def step_labels(
+    solutions: Sequence[Row], continuations: Sequence[Row], settings: Label, *, reuse: bool
+) -> tuple[list[Row], int]:
     """A label for every step with enough verdicts, and the number of steps without one.
 
     An unfinished prefix is worth the share k/n of its continuations that end right. A whole solution is worth
@@ -66,7 +68,9 @@ def step_labels(solutions: Sequence[Row], continuations: Sequence[Row], settings
             states[row["problem_id"]][prefix_id(row["problem_id"], state)] = state
     outcomes: dict[str, list[tuple[State, Outcome]]] = defaultdict(list)
     for row in continuations:
-        outcomes[row["problem_id"]].append((states[row["problem_id"]][row["prefix_id"]], Outcome(tuple(row["steps"]), row["verdict"])))
+        outcomes[row["problem_id"]].append(
+            (states[row["problem_id"]][row["prefix_id"]], Outcome(tuple(row["steps"]), row["verdict"]))
+        )
     sampled = {row["prefix_id"] for row in continuations}
     counts = {
         problem: tally([s for key, s in known.items() if key in sampled or reuse], outcomes[problem], reuse=reuse)

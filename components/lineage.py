@@ -38,7 +38,9 @@ def publishing(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
     except OSError as error:
-        raise DataError(str(out.parent), f"cannot be written: {error.strerror}", "check its permissions and the free space") from error
+        raise DataError(
+            str(out.parent), f"cannot be written: {error.strerror}", "check its permissions and the free space"
+        ) from error
     try:
         part.chmod(0o755)
         yield part
@@ -50,7 +52,7 @@ def publishing(out: Path) -> Iterator[Path]:
         else:
             os.replace(part, out)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
         what = f"cannot be written: {error.strerror}"
         raise DataError(str(out), what, "check permissions and the free space; then run the stage again") from error
@@ -125,7 +127,9 @@ def exclusive(home: Path, name: str) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise DataError(str(folder), f"cannot be written: {error.strerror}", "check STEPFORGE_HOME and the free space") from error
+        raise DataError(
+            str(folder), f"cannot be written: {error.strerror}", "check STEPFORGE_HOME and the free space"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -44,6 +44,24 @@ def vote(answers: Sequence[str | None], is_right: Sequence[bool], weights: Seque
     return sum(tied) / len(tied)
 
 
+AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
+    "min": min,
+    "product": math.prod,
+    "mean": lambda scores: sum(scores) / len(scores),
+    "last": lambda scores: scores[-1],
+    "max": max,
+}
+
+
+def aggregate(scores: Sequence[float], how: str) -> float:
+    """One score for a solution; a solution without steps is never best.
+
+    Args:
+        how: a key of AGGREGATIONS.
+    """
+    return AGGREGATIONS[how](scores) if scores else -math.inf
+
+
 class Bootstrap:
     """Percentile intervals over problems; one draw of resamples for all quantities, so that differences are paired.
 
@@ -108,7 +126,9 @@ def best_threshold(scores: Sequence[float], is_right: Sequence[bool]) -> float:
     return float(grid[best[len(best) // 2]])
 
 
-def first_error_f1(scores: Sequence[Sequence[float]], right_so_far: Sequence[Sequence[bool]], threshold: float) -> float | None:
+def first_error_f1(
+    scores: Sequence[Sequence[float]], right_so_far: Sequence[Sequence[bool]], threshold: float
+) -> float | None:
     """Harmonic mean of two accuracies: the first wrong step found, and the solution without one left alone.
 
     Source: ProcessBench (arXiv 2412.06559).
@@ -136,12 +156,17 @@ def calibration(scores: Sequence[float], is_right: Sequence[bool], num_bins: int
         mean, share = (float(values[members].mean()), float(truth[members].mean())) if count else (None, None)
         if count and mean is not None and share is not None:
             error += count / len(values) * abs(mean - share)
-        bins.append({"low": b / num_bins, "high": (b + 1) / num_bins, "num_steps": count, "mean_score": mean, "right_frac": share})
+        bins.append(
+            {"low": b / num_bins, "high": (b + 1) / num_bins, "num_steps": count, "mean_score": mean, "right_frac": share}
+        )
     return {"ece": round(error, 6), "bins": bins}
 
 
 def step_metrics(
-    scores: Sequence[Sequence[float]], right_so_far: Sequence[Sequence[bool]], kinds: Sequence[Sequence[str]], threshold: float
+    scores: Sequence[Sequence[float]],
+    right_so_far: Sequence[Sequence[bool]],
+    kinds: Sequence[Sequence[str]],
+    threshold: float,
 ) -> dict[str, Any]:
     """Metrics of step scores against exact truth; `auroc_reading` looks at first readings after a right prefix.
 
@@ -178,5 +203,3 @@ def chosen_aggregation(accuracy: Mapping[str, float]) -> str:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
-
-

@@ -25,7 +25,9 @@ LossAt = Callable[[int], tuple[torch.Tensor, str]]
 """step -> (loss, a note for the progress line)"""
 
 
-def fit(module: torch.nn.Module, loss_at: LossAt, settings: Optimiser, *, name: str, checkpoint: Path | None = None) -> float:
+def fit(
+    module: torch.nn.Module, loss_at: LossAt, settings: Optimiser, *, name: str, checkpoint: Path | None = None
+) -> float:
     """Train the parameters of `module` that require gradients; returns the mean loss of the last 20 steps.
 
     Args:
@@ -51,9 +53,11 @@ def fit(module: torch.nn.Module, loss_at: LossAt, settings: Optimiser, *, name: 
         for group in optimiser.param_groups:
             group["lr"] = rate
         loss, note = loss_at(step)
-        value = float(loss)
+        value = loss.item()
         if not math.isfinite(value):
-            raise DataError(name, f"the loss is {value} at step {step}", "lower the learning rate, or look for broken labels")
+            raise DataError(
+                name, f"the loss is {value} at step {step}", "lower the learning rate, or look for broken labels"
+            )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)

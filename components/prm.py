@@ -8,7 +8,6 @@ Shapes: B rows, T tokens, H hidden size, S steps (all rows of a batch, one after
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,9 @@ class RewardModel(torch.nn.Module):
         """False: pictures are blanked, in training and scoring alike (the blind control)."""
 
     @classmethod
-    def from_policy(cls, folder: Path, *, marker: str, label_tokens: tuple[str, str], device: str, sees: bool) -> RewardModel:
+    def from_policy(
+        cls, folder: Path, *, marker: str, label_tokens: tuple[str, str], device: str, sees: bool
+    ) -> RewardModel:
         """Start from a policy: the marker sounds like a step's end, the head like the label tokens.
 
         Raises:
@@ -86,7 +87,11 @@ class RewardModel(torch.nn.Module):
             raise EngineError(str(folder), what, "score with the version of StepForge and of the tokenizer that trained it")
         seen = weights_digest(folder)
         if seen != contract["digest"]:
-            raise EngineError(str(folder), f"its weights are {seen}, but the contract says {contract['digest']}", "the checkpoint was changed: take it from DVC again")
+            raise EngineError(
+                str(folder),
+                f"its weights are {seen}, but the contract says {contract['digest']}",
+                "the checkpoint was changed: take it from DVC again",
+            )
         model = load_model(folder, device)
         head = load_file(folder / _HEAD)["weight"].to(model.device)
         return cls(model, renderer, head, sees=contract["view"] == "picture")
@@ -166,27 +171,11 @@ def soft_label_loss(logits_S2: Tensor, labels_S: Tensor) -> Tensor:
     Differs: the reference leaves the range unchecked.
     """
     if labels_S.numel() and not bool(((labels_S >= 0) & (labels_S <= 1)).all()):
-        raise DataError("labels", f"a label lies outside [0, 1]: {float(labels_S.min())} .. {float(labels_S.max())}", "run label again")
+        raise DataError(
+            "labels", f"a label lies outside [0, 1]: {float(labels_S.min())} .. {float(labels_S.max())}", "run label again"
+        )
     targets_S2 = torch.stack([labels_S, 1 - labels_S], dim=-1).float()
     return torch.nn.functional.cross_entropy(logits_S2.float(), targets_S2)
-
-
-AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
-    "min": min,
-    "product": math.prod,
-    "mean": lambda scores: sum(scores) / len(scores),
-    "last": lambda scores: scores[-1],
-    "max": max,
-}
-
-
-def aggregate(scores: Sequence[float], how: str) -> float:
-    """One score for a solution; a solution without steps is never best.
-
-    Args:
-        how: a key of AGGREGATIONS.
-    """
-    return AGGREGATIONS[how](scores) if scores else -math.inf
 
 
 def read_contract(folder: Path) -> dict[str, Any]:
@@ -196,7 +185,11 @@ def read_contract(folder: Path) -> dict[str, Any]:
         EngineError: there is none.
     """
     if not (folder / CONTRACT).exists():
-        raise EngineError(str(folder), "no prm.json: not a process reward model", "name a folder written by train, such as artifacts/prm/prm")
+        raise EngineError(
+            str(folder),
+            "no prm.json: not a process reward model",
+            "name a folder written by train, such as artifacts/prm/prm",
+        )
     contract: dict[str, Any] = read_json(folder / CONTRACT)
     return contract
 

@@ -38,7 +38,13 @@ class Progress:
         spent = now - self._started
         rate = (self.done - self._from) / spent if spent > 0 else 0.0
         left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else f"{spent:.0f} s"
-        parts = [f"{self.name:<8}", f"{self.done:,}/{self.total:,} {self.unit}", f"{100 * self.done / self.total:.0f} %", note, left]
+        parts = [
+            f"{self.name:<8}",
+            f"{self.done:,}/{self.total:,} {self.unit}",
+            f"{100 * self.done / self.total:.0f} %",
+            note,
+            left,
+        ]
         print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 

@@ -16,21 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from components.decision import Decision, Evidence, Policy, decide
 from components.errors import DataError, RefusedError
 from components.ledger import append, unfinished, verify_ledger
 from components.lineage import exclusive
-from components.records import read_json, read_table, tree_sha256, write_json
+from components.records import SELECTION, read_json, read_table, tree_sha256, write_json
 from components.tracking import ENVIRONMENTS, Environment, Tracking, Version
 
 Gated = Literal["staging", "prod"]
 SOURCE: dict[Gated, Environment] = {"staging": "dev", "prod": "staging"}
-
-_SELECTION = pa.schema(
-    [("split", pa.string()), ("problem_id", pa.string()), ("selector", pa.string()), ("value", pa.float64())]
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ def read_evidence(folder: Path, *, trainer: str, rolled_back: str = "") -> Evide
     metrics = read_json(folder / "metrics.json")
     selections: dict[tuple[str, str], dict[str, float]] = {}
     if (folder / "selections.parquet").exists():
-        for row in read_table(folder / "selections.parquet", _SELECTION):
+        for row in read_table(folder / "selections.parquet", SELECTION):
             value = float("nan") if row["value"] is None else row["value"]
             selections.setdefault((row["split"], row["selector"]), {})[row["problem_id"]] = value
     return Evidence(

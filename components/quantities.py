@@ -42,7 +42,7 @@ _NOT_UNITS = re.findall(  # after a number they change it, or say that it is not
     " fifth sixth seventh eighth ninth tenth hundredth thousandth percent percentage permille fold factorial pi"
     " root sqrt minus plus over mod base or and to than more less at about not is are most least through until but"
     " if as x times radian rad gradian approximately remainder inclusive exclusive repeating recurring infinity"
-    " inf",
+    " inf one two three four five six seven eight nine ten lakh crore sin cos",
 )
 _PERCENT = re.compile(r"^(?P<body>.+?)\s*(?:\\?%|\\text\{\s*\\?%\s*\}|percent)$")
 _DEGREE = re.compile(r"^(?P<body>.+?)\s*\\degree(?P<scale>\s*(?:\\(?:text|mathrm)\s*\{\s*C\s*\}|C))?$")

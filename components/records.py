@@ -143,12 +143,21 @@ SCORE = pa.schema(
     ]
 )
 
+SELECTION = pa.schema(
+    [
+        ("split", pa.string()),
+        ("problem_id", pa.string()),
+        ("selector", pa.string()),
+        ("value", pa.float64()),  # the chance in [0, 1] that the selector's pick is right
+    ]
+)
+
 QUARANTINE = pa.schema(
     [
         ("source_id", pa.string()),
         ("file", pa.string()),
         ("row", pa.int64()),  # from 0, in the order of the file
-        ("reason", pa.string()),  # one word from a closed list, see curate.REASONS
+        ("reason", pa.string()),  # one word from a closed list, see problems.REASONS
         ("detail", pa.string()),  # what was seen, with the value
     ]
 )
@@ -213,7 +222,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
         raise DataError(str(path), f"a value does not fit its column: {error}", "see components/records.py") from error
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd", row_group_size=ROWS_PER_GROUP, store_schema=True)
-    return table.num_rows
+    return int(table.num_rows)
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -222,7 +231,8 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
     Raises:
         DataError: the file is missing, is no Parquet file or lacks a column.
     """
-    return read_arrow(path, schema, columns).to_pylist()
+    rows: list[dict[str, Any]] = read_arrow(path, schema, columns).to_pylist()
+    return rows
 
 
 def read_arrow(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
@@ -232,7 +242,9 @@ def read_arrow(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
         file = pq.ParquetFile(path)
         missing = [name for name in wanted if name not in file.schema_arrow.names]
         if missing:
-            raise DataError(str(path), f"no column {missing[0]!r}", "was it written by an older version? run its stage again")
+            raise DataError(
+                str(path), f"no column {missing[0]!r}", "was it written by an older version? run its stage again"
+            )
         return file.read(columns=wanted)
     except FileNotFoundError as error:
         raise DataError(str(path), "no such file", "run the stage that makes it: stepforge retrain") from error

@@ -63,7 +63,11 @@ class Renderer:
     def _marker_id(self, marker: str) -> int:
         ids = self.tokenizer.convert_tokens_to_ids([marker])
         if ids[0] is None or ids[0] == self.tokenizer.unk_token_id:
-            raise DataError("renderer", f"the marker {marker!r} is no token of this model", "train adds it; score with the trained checkpoint")
+            raise DataError(
+                "renderer",
+                f"the marker {marker!r} is no token of this model",
+                "train adds it; score with the trained checkpoint",
+            )
         return int(ids[0])
 
     def prompt(self, question: str, images: Sequence[bytes]) -> Encoded:
@@ -182,4 +186,4 @@ def _decoded(content: bytes) -> Any:
 
 
 def _num_bytes(encoded: Encoded) -> int:
-    return 8 * len(encoded.ids) + sum(value.numel() * value.element_size() for value in encoded.tensors.values())
+    return 8 * len(encoded.ids) + sum(int(value.numel() * value.element_size()) for value in encoded.tensors.values())

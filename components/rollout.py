@@ -13,7 +13,18 @@ from typing import Any
 from components.errors import DataError
 from components.lineage import SUMMARY
 from components.progress import say
-from components.records import CONTINUATION, PROBLEM, SOLUTION, digest, prefix_id, read_table, row_images, seed_for, write_json, write_table
+from components.records import (
+    CONTINUATION,
+    PROBLEM,
+    SOLUTION,
+    digest,
+    prefix_id,
+    read_table,
+    row_images,
+    seed_for,
+    write_json,
+    write_table,
+)
 from components.render import STEP_SEPARATOR, paragraphs, prefill, split_steps
 from components.search import Outcome, Request, State, monte_carlo
 from components.settings import Params, Runtime
@@ -43,7 +54,8 @@ def run(params: Params, runtime: Runtime, *, seeds: Path, policy: Path, out: Pat
         failed_frac = 1 - len(usable) / max(1, len(solutions))
         say("rollout", f"{len(solutions):,} solutions, {failed_frac:.1%} cut off or without a step")
         if failed_frac > params.rollout.max_failed_frac:
-            what = f"{failed_frac:.1%} of the solutions were cut off or have no step, more than {params.rollout.max_failed_frac:.1%}"
+            limit = f"rollout.max_failed_frac allows {params.rollout.max_failed_frac:.1%}"
+            what = f"{failed_frac:.1%} of the solutions were cut off or have no step; {limit}"
             raise DataError("rollout", what, "raise rollout.sampling.max_tokens, or look at the policy")
         continuations = _continue(engine, problems, usable, params)
     finally:
@@ -69,10 +81,14 @@ def sample_solutions(engine: Any, problems: Mapping[str, Row], params: Params, *
     rows = []
     for (key, problem), completions in zip(problems.items(), engine.generate(prompts, sampling), strict=True):
         for i, completion in enumerate(completions):
-            verdict = grade(completion.text, problem["answer"], problem["answer_type"], finish_reason=completion.finish_reason)
+            verdict = grade(
+                completion.text, problem["answer"], problem["answer_type"], finish_reason=completion.finish_reason
+            )
             rows.append(
                 {
-                    "solution_id": digest("solution", key, engine.policy_digest, sampling.model_dump(mode="json"), seeds[key][i]),
+                    "solution_id": digest(
+                        "solution", key, engine.policy_digest, sampling.model_dump(mode="json"), seeds[key][i]
+                    ),
                     "problem_id": key,
                     "index": i,
                     "seed": seeds[key][i],
@@ -116,7 +132,8 @@ def _continue(engine: Any, problems: Mapping[str, Row], solutions: Sequence[Row]
             return rows
         asked = [_Asked(request, params.seed) for request in requests]
         prompts = [
-            Prompt(problems[a.request.problem]["question"], row_images(problems[a.request.problem]), a.prefill, a.seeds) for a in asked
+            Prompt(problems[a.request.problem]["question"], row_images(problems[a.request.problem]), a.prefill, a.seeds)
+            for a in asked
         ]
         say("rollout", f"{sum(len(p.seeds) for p in prompts):,} continuations of {len(prompts):,} prefixes")
         answers = []
@@ -159,7 +176,9 @@ class _Asked:
         self.seeds = tuple(seed_for(seed, request.problem, self.prefix_id, index) for index in indices)
 
 
-def _summary(problems: Mapping[str, Row], solutions: Sequence[Row], usable: Sequence[Row], continuations: Sequence[Row]) -> dict[str, Any]:
+def _summary(
+    problems: Mapping[str, Row], solutions: Sequence[Row], usable: Sequence[Row], continuations: Sequence[Row]
+) -> dict[str, Any]:
     verdicts = {"right": 0, "wrong": 0, "unknown": 0}
     for row in continuations:
         verdicts[row["verdict"]] += 1

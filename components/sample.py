@@ -51,11 +51,21 @@ def run(params: Params, runtime: Runtime, *, split: dict[str, Path], policy: Pat
                 ]
                 for problem, prompt, completions in zip(problems, prompts, engine.generate(prompts, sampling), strict=True):
                     for i, completion in enumerate(completions):
-                        verdict = grade(completion.text, problem["answer"], problem["answer_type"], finish_reason=completion.finish_reason)
+                        verdict = grade(
+                            completion.text,
+                            problem["answer"],
+                            problem["answer_type"],
+                            finish_reason=completion.finish_reason,
+                        )
                         rows.append(
                             {
                                 "candidate_id": digest(
-                                    "candidate", name, problem["problem_id"], engine.policy_digest, sampling.model_dump(mode="json"), prompt.seeds[i]
+                                    "candidate",
+                                    name,
+                                    problem["problem_id"],
+                                    engine.policy_digest,
+                                    sampling.model_dump(mode="json"),
+                                    prompt.seeds[i],
                                 ),
                                 "split": name,
                                 "problem_id": problem["problem_id"],
@@ -77,6 +87,9 @@ def run(params: Params, runtime: Runtime, *, split: dict[str, Path], policy: Pat
         engine.close()
     write_table(out / "candidates.parquet", rows, CANDIDATE)
     quality.enforce(quality.check_candidates(pa.Table.from_pylist(rows, schema=CANDIDATE), settings.num_candidates), out)
-    pools = {name: digest("pool", [[r["candidate_id"], r["steps"], r["verdict"]] for r in rows if r["split"] == name]) for name in split}
+    pools = {
+        name: digest("pool", [[r["candidate_id"], r["steps"], r["verdict"]] for r in rows if r["split"] == name])
+        for name in split
+    }
     write_json(out / SUMMARY, {"pools": pools, "candidates": len(rows), "tokens": sum(row["num_tokens"] for row in rows)})
     return engine.cost()

@@ -33,24 +33,37 @@ def run(params: Params, runtime: Runtime, *, demonstrations: Path | None, out: P
     settings = params.sft
     if not settings.enabled:
         if not isinstance(settings.base, CheckpointBase):
-            raise SettingsError("params.yaml", "sft.enabled is false but sft.base is no checkpoint", "name the policy: {type: checkpoint, ...}")
+            raise SettingsError(
+                "params.yaml",
+                "sft.enabled is false but sft.base is no checkpoint",
+                "name the policy: {type: checkpoint, ...}",
+            )
         described = describe(settings.base.path_or_id, settings.base.revision)
         write_pointer(out, described)
-        write_json(out / SUMMARY, {"demonstrations": 0, "steps": 0, "final_loss": None, "policy_digest": described["digest"]})
+        write_json(
+            out / SUMMARY, {"demonstrations": 0, "steps": 0, "final_loss": None, "policy_digest": described["digest"]}
+        )
         return {}
     if demonstrations is None:
-        raise SettingsError("command line", "sft.enabled is true but there are no demonstrations", "add --demonstrations FILE")
+        raise SettingsError(
+            "command line", "sft.enabled is true but there are no demonstrations", "add --demonstrations FILE"
+        )
 
     columns = {phase.column for phase in settings.phases} | ({"statements"} if settings.align else set())
     rows = _read_demonstrations(demonstrations, sorted(columns))
-    work_digest = digest("sft-1", params.seed, settings.model_dump(mode="json"), tree_sha256(demonstrations), runtime.num_threads)
+    work_digest = digest(
+        "sft-1", params.seed, settings.model_dump(mode="json"), tree_sha256(demonstrations), runtime.num_threads
+    )
     with exclusive(runtime.home, f"sft-{work_digest}") as work:
         final_loss = _train(settings, params.seed, runtime, rows, work, out)
     shutil.rmtree(work, ignore_errors=True)
     policy_digest = tree_sha256(out)[:32]
     write_json(out / POLICY, {"path_or_id": None, "revision": None, "digest": policy_digest})
     num_steps = settings.optimiser.num_steps
-    write_json(out / SUMMARY, {"demonstrations": len(rows), "steps": num_steps, "final_loss": final_loss, "policy_digest": policy_digest})
+    write_json(
+        out / SUMMARY,
+        {"demonstrations": len(rows), "steps": num_steps, "final_loss": final_loss, "policy_digest": policy_digest},
+    )
     return {}
 
 
@@ -73,7 +86,10 @@ def _train(settings: Sft, seed: int, runtime: Runtime, rows: list[dict[str, Any]
     if settings.freeze_vision:
         freeze_vision(model)
     model.train()
-    phases = [(phase.num_steps, [_target(renderer, encoded[i], row[phase.column]) for i, row in enumerate(rows)]) for phase in settings.phases]
+    phases = [
+        (phase.num_steps, [_target(renderer, encoded[i], row[phase.column]) for i, row in enumerate(rows)])
+        for phase in settings.phases
+    ]
 
     def loss_at(step: int) -> tuple[Any, str]:
         before, targets = 0, phases[0][1]
@@ -125,12 +141,22 @@ def _solution_loss(model: Any, prompts: Sequence[Any], targets: Sequence[list[in
     ids_BT = padded([p.ids + t for p, t in zip(prompts, targets, strict=True)], device)
     hidden_BTH = hidden_states(model, ids_BT, join_tensors(prompts, device, model.dtype))
     row = torch.tensor([b for b, t in enumerate(targets) for _ in t], device=device)
-    column = torch.tensor([len(p.ids) + j for p, t in zip(prompts, targets, strict=True) for j in range(len(t))], device=device)
+    column = torch.tensor(
+        [len(p.ids) + j for p, t in zip(prompts, targets, strict=True) for j in range(len(t))], device=device
+    )
     logits = model.get_output_embeddings()(hidden_BTH[row, column - 1])  # the vocabulary only where something is learnt
     return torch.nn.functional.cross_entropy(logits.float(), ids_BT[row, column])
 
 
-def _align(model: Any, renderer: Any, encoded: list[Any], rows: list[dict[str, Any]], settings: Optimiser, seed: int, checkpoint: Path) -> float:
+def _align(
+    model: Any,
+    renderer: Any,
+    encoded: list[Any],
+    rows: list[dict[str, Any]],
+    settings: Optimiser,
+    seed: int,
+    checkpoint: Path,
+) -> float:
     """Teach each image token to name the first and the last word of its statement, before any text is learnt.
 
     The scores are inner products with the language model's own word embeddings, so that what the picture says
@@ -157,11 +183,16 @@ def _align(model: Any, renderer: Any, encoded: list[Any], rows: list[dict[str, A
         picked = batch_rows(len(rows), settings.batch_size, step, seed)
         tensors = join_tensors([encoded[i] for i in picked], str(model.device), model.dtype)
         features = model.get_image_features(**tensors).pooler_output.flatten(0, 1)
-        total, right = 0.0, []
+        total: Any = 0.0
+        right = []
         for ids, (_, indices) in zip(word_ids, losses, strict=True):
             target = torch.tensor([i for row in picked for i in indices[row]])
             if len(target) != len(features):
-                raise DataError("demonstrations", f"{len(target)} statements for {len(features)} image tokens", "align needs one statement an image token")
+                raise DataError(
+                    "demonstrations",
+                    f"{len(target)} statements for {len(features)} image tokens",
+                    "align needs one statement an image token",
+                )
             logits = features @ embeddings.weight[ids].T
             total = total + torch.nn.functional.cross_entropy(logits, target)
             right.append((logits.argmax(-1) == target).float().mean().item())
@@ -176,7 +207,9 @@ def _read_demonstrations(path: Path, columns: list[str]) -> list[dict[str, Any]]
     try:
         table = pq.read_table(path)
     except (OSError, ValueError) as error:
-        raise DataError(str(path), f"not a readable Parquet file: {error}", "sft learns from a Parquet file of solved problems") from error
+        raise DataError(
+            str(path), f"not a readable Parquet file: {error}", "sft learns from a Parquet file of solved problems"
+        ) from error
     picture = "images" if "images" in table.column_names else "image"
     for name in ["question", *columns]:
         if name not in table.column_names:

@@ -72,4 +72,6 @@ class Journal:
     def _readable(self, error: Exception) -> DataError | TryAgainError:
         if "locked" in str(error):
             return TryAgainError(str(self.path), "the journal is busy", "another run is writing; try again")
-        return DataError(str(self.path), f"the journal cannot be used: {error}", "check the free space; move the file away to start anew")
+        return DataError(
+            str(self.path), f"the journal cannot be used: {error}", "check the free space; move the file away to start anew"
+        )

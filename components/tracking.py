@@ -104,9 +104,8 @@ class Tracking:
         Raises:
             SettingsError: MLFLOW_TRACKING_URI names nothing that can be used.
         """
-        from mlflow.exceptions import MlflowException
-
         from mlflow import MlflowClient, set_tracking_uri
+        from mlflow.exceptions import MlflowException
 
         self.uri = tracking_uri(home)
         is_own_file = self.uri == tracking_uri(home, {})

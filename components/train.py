@@ -6,6 +6,7 @@ one process each, so that none of them can disturb another.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import shutil
 from collections import defaultdict
@@ -15,12 +16,31 @@ from typing import Any
 from components.errors import DataError, SettingsError, StepForgeError
 from components.lineage import SUMMARY, exclusive
 from components.progress import say
-from components.records import LABEL, PROBLEM, SOLUTION, digest, read_json, read_table, row_images, seed_for, tree_sha256, write_json
-from components.settings import Params, Runtime
+from components.records import (
+    LABEL,
+    PROBLEM,
+    SOLUTION,
+    digest,
+    read_json,
+    read_table,
+    row_images,
+    seed_for,
+    tree_sha256,
+    write_json,
+)
+from components.settings import Params, Runtime, limit_threads
 
 
 def run(
-    params: Params, runtime: Runtime, *, seeds: Path, rollouts: Path, labels: Path, policy: Path, statements: Path | None, out: Path
+    params: Params,
+    runtime: Runtime,
+    *,
+    seeds: Path,
+    rollouts: Path,
+    labels: Path,
+    policy: Path,
+    statements: Path | None,
+    out: Path,
 ) -> dict[str, Any]:
     """Write one checkpoint folder a model (`prm`, then the controls) into `out`.
 
@@ -30,13 +50,19 @@ def run(
         EngineError: the policy cannot be loaded.
     """
     if params.train.perception is not None and statements is None:
-        raise SettingsError("command line", "train.perception is on but there are no statements", "add --statements FILE, or set it to null")
+        raise SettingsError(
+            "command line", "train.perception is on but there are no statements", "add --statements FILE, or set it to null"
+        )
     names = ["prm", *params.train.controls]
     inputs = [seeds, rollouts, labels, policy] + ([statements] if statements else [])
     threads = max(1, runtime.num_threads // len(names))
-    work_digest = digest("train-1", params.seed, params.train.model_dump(mode="json"), [tree_sha256(p) for p in inputs], threads)
+    work_digest = digest(
+        "train-1", params.seed, params.train.model_dump(mode="json"), [tree_sha256(p) for p in inputs], threads
+    )
     with exclusive(runtime.home, f"train-{work_digest}") as work:
-        jobs = [(params, runtime, threads, name, seeds, rollouts, labels, policy, statements, work, out / name) for name in names]
+        jobs = [
+            (params, runtime, threads, name, seeds, rollouts, labels, policy, statements, work, out / name) for name in names
+        ]
         _side_by_side(jobs, runtime.num_workers)
         reports = {name: read_json(work / f"{name}-report.json") for name in names}
     shutil.rmtree(work, ignore_errors=True)
@@ -51,7 +77,8 @@ def _side_by_side(jobs: list[tuple[Any, ...]], num_workers: int) -> None:
     """Run the jobs in processes of their own, `num_workers` at a time; the first failure ends them all."""
     context = multiprocessing.get_context("spawn")
     errors = context.SimpleQueue()
-    waiting, running = list(jobs), []
+    waiting = list(jobs)
+    running: list[Any] = []
     try:
         while waiting or running:
             while waiting and len(running) < num_workers:
@@ -64,7 +91,11 @@ def _side_by_side(jobs: list[tuple[Any, ...]], num_workers: int) -> None:
                 if process.exitcode != 0:
                     if not errors.empty():
                         raise errors.get()
-                    raise DataError("train", f"a training process ended with {process.exitcode}", "out of memory? lower train.optimiser.batch_size")
+                    raise DataError(
+                        "train",
+                        f"a training process ended with {process.exitcode}",
+                        "out of memory? lower train.optimiser.batch_size",
+                    )
     finally:
         for process in running:
             process.terminate()
@@ -73,8 +104,6 @@ def _side_by_side(jobs: list[tuple[Any, ...]], num_workers: int) -> None:
 
 
 def _job(job: tuple[Any, ...], errors: Any) -> None:
-    from components.cli import limit_threads
-
     limit_threads(job[2])
     try:
         _train(*job)
@@ -133,9 +162,13 @@ def _train(
         fit(model, warmup_at, task.warmup, name="train", checkpoint=work / f"{name}-warmup.pt")
 
     def loss_at(step: int) -> tuple[Any, str]:
-        batch = [examples[i] for i in batch_rows(len(examples), settings.optimiser.batch_size, step, seed_for(params.seed, "train"))]
+        batch = [
+            examples[i]
+            for i in batch_rows(len(examples), settings.optimiser.batch_size, step, seed_for(params.seed, "train"))
+        ]
         loss = soft_label_loss(
-            model.logits([e[0] for e in batch], [e[1] for e in batch]), torch.tensor([label for e in batch for label in e[2]], device=model.head.device)
+            model.logits([e[0] for e in batch], [e[1] for e in batch]),
+            torch.tensor([label for e in batch for label in e[2]], device=model.head.device),
         )
         note = f"{name} loss {loss.item():.3f}"
         if perception is not None and settings.perception is not None and settings.perception.aux_weight > 0:
@@ -161,7 +194,7 @@ def _train(
         "labels": sum(len(e[2]) for e in examples),
         "steps": settings.optimiser.num_steps,
         "final_loss": round(final_loss, 6),
-        "perception_accuracy": round(accuracy, 6) if accuracy == accuracy else None,
+        "perception_accuracy": round(accuracy, 6) if math.isfinite(accuracy) else None,
         "digest": checkpoint_digest,
     }
     write_json(work / f"{name}-report.json", report)

@@ -191,7 +191,7 @@ TRUTH = pa.schema(
     ]
 )
 
-_NUM_ROWS = {"demonstrations": 6000, "train": 2000, "dev": 200, "test": 500, "ood": 400, "step_errors": 400}
+_NUM_ROWS = {"demonstrations": 6000, "train": 2000, "dev": 300, "test": 500, "ood": 400, "step_errors": 400}
 _STREAM = {name: i for i, name in enumerate(_NUM_ROWS)}  # every split draws from its own random stream
 
 
@@ -203,13 +203,20 @@ def truth_from_row(row: Mapping[str, Any]) -> Truth:
 def words() -> list[str]:
     """Every word that a question or step can hold."""
     texts = [_question(family, kind, COLOURS) for family in FAMILIES for kind in (*KINDS, LONG_KIND)]
-    found = {word for text in texts for word in text.split()} | {"=", "+", "-", "*", "answer:", *(f"{colour}:" for colour in COLOURS)}
+    found = {word for text in texts for word in text.split()} | {
+        "=",
+        "+",
+        "-",
+        "*",
+        "answer:",
+        *(f"{colour}:" for colour in COLOURS),
+    }
     return sorted(found) + [str(n) for n in range(MAX_NUMBER + 1)]
 
 
 def _problems(name: str, count: int, seed: int) -> list[_Problem]:
     rng = np.random.default_rng([seed, _STREAM[name]])
-    out = []
+    out: list[_Problem] = []
     while len(out) < count:
         if name == "ood":
             long = len(out) % 2 == 0
@@ -221,19 +228,20 @@ def _problems(name: str, count: int, seed: int) -> list[_Problem]:
                 continue
         order = tuple(COLOURS[i] for i in rng.permutation(4))
         values = {colour: int(value) for colour, value in zip(COLOURS, rng.integers(1, 10, 4), strict=True)}
-        asked = tuple(COLOURS[i] for i in rng.permutation(4))[: _NUM_COLOURS[kind]]
+        num_asked = int(rng.integers(2, 4)) if kind == "total" else _NUM_COLOURS[kind]
+        asked = tuple(COLOURS[i] for i in rng.permutation(4))[:num_asked]
         image = _png(_draw(family, order, values, rng))
         out.append(_Problem(family, order, Truth(kind, asked, values), image))
     return out
 
 
-_NUM_COLOURS = {"total": 3, "product": 3, "perimeter": 2, "range": 4, "grand": 4}
+_NUM_COLOURS = {"product": 3, "perimeter": 2, "range": 4, "grand": 4}
 
 
 def _question(family: str, kind: str, colours: Sequence[str]) -> str:
     a, b, c, d = (*colours, "", "", "")[:4]
     ask = {
-        "total": f"total of {a} {b} and {c} ?",
+        "total": f"total of {a} {b} and {c} ?" if c else f"total of {a} and {b} ?",
         "product": f"{a} plus {b} times {c} ?",
         "perimeter": f"perimeter with sides {a} and {b} ?",
         "range": "most minus least ?",
@@ -242,7 +250,9 @@ def _question(family: str, kind: str, colours: Sequence[str]) -> str:
     return f"{family} : {ask}"
 
 
-def _derivation(truth: Truth, seen: Mapping[str, int], *, wrong_method: bool = False, rng: Any = None) -> tuple[list[str], int]:
+def _derivation(
+    truth: Truth, seen: Mapping[str, int], *, wrong_method: bool = False, rng: Any = None
+) -> tuple[list[str], int]:
     """The steps and the answer that follow from the quantities `seen`; with `rng`, computations may slip."""
     steps: list[str] = []
 
@@ -414,7 +424,9 @@ def _draw(family: str, order: Sequence[str], values: Mapping[str, int], rng: np.
         else:  # printed digits
             y = min(max(top + 1 + int(rng.integers(-1, 2)), 0), SIZE - 14)
             x = min(max(left + 3 + int(rng.integers(-1, 2)), 0), SIZE - 10)
-            glyph = np.kron(np.array([[int(c) for c in line] for line in _DIGITS[value].split()]), np.ones((2, 2)))[..., None]
+            glyph = np.kron(np.array([[int(c) for c in line] for line in _DIGITS[value].split()]), np.ones((2, 2)))[
+                ..., None
+            ]
             image[y : y + 14, x : x + 10] = image[y : y + 14, x : x + 10] * (1 - glyph) + paint * glyph
     return image + rng.normal(0, 0.1, image.shape)
 

@@ -38,7 +38,9 @@ class HfEngine:
         ends = self.model.generation_config.eos_token_id
         self.end_ids = [ends] if isinstance(ends, int) else list(ends or [])
         if not self.end_ids:
-            raise EngineError(str(policy), "its generation config names no end token", "add eos_token_id to generation_config.json")
+            raise EngineError(
+                str(policy), "its generation config names no end token", "add eos_token_id to generation_config.json"
+            )
         # An undertrained policy may sample a picture token, which would break the next forward pass.
         banned = [i for i in self.tokenizer.all_special_ids if i not in self.end_ids]
         self.banned_ids = torch.tensor(sorted(set(banned)), device=self.device)
@@ -106,7 +108,9 @@ class HfEngine:
             logits_BV = output.logits[:, -1]
         return self._completions(tokens.cpu().numpy(), logprobs.tolist(), num)
 
-    def _pick(self, logits_BV: torch.Tensor, uniforms_B: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pick(
+        self, logits_BV: torch.Tensor, uniforms_B: torch.Tensor, sampling: Sampling
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One token a row by inverse transform sampling, and its log-probability at temperature 1."""
         logits_BV = logits_BV.float().index_fill(1, self.banned_ids, float("-inf"))
         logprobs_BV = logits_BV.log_softmax(-1)
@@ -137,18 +141,24 @@ class HfEngine:
 
     def _repeat_positions(self, num: int) -> None:
         """Some architectures keep a position offset for each row beside the cache: it follows the rows."""
-        inner = getattr(self.model, "model", None)
+        inner: Any = getattr(self.model, "model", None)
         if getattr(inner, "rope_deltas", None) is not None:
             inner.rope_deltas = inner.rope_deltas.repeat_interleave(num, 0)
 
     def _select_positions(self, keep: torch.Tensor) -> None:
-        inner = getattr(self.model, "model", None)
+        inner: Any = getattr(self.model, "model", None)
         if getattr(inner, "rope_deltas", None) is not None:
             inner.rope_deltas = inner.rope_deltas[keep]
 
 
 class _RoomyLayer(DynamicLayer):
-    """A cache layer that grows by doubling instead of copying itself at every token."""
+    """A cache layer that grows by halves instead of copying itself at every token."""
+
+    _keys: Any
+    _values: Any
+    _length: int
+    keys: Any
+    values: Any
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Append; returns views of what is filled."""
@@ -157,7 +167,9 @@ class _RoomyLayer(DynamicLayer):
             self._length = 0
         length = self._length + key_states.shape[-2]
         if self.keys.numel() == 0 or length > self._keys.shape[-2] or self._keys.shape[0] != key_states.shape[0]:
-            self._keys, self._values = (self._grown(old, new, length) for old, new in ((self.keys, key_states), (self.values, value_states)))
+            self._keys, self._values = (
+                self._grown(old, new, length) for old, new in ((self.keys, key_states), (self.values, value_states))
+            )
         self._keys[..., self._length : length, :] = key_states
         self._values[..., self._length : length, :] = value_states
         self._length = length

@@ -46,7 +46,11 @@ class JournaledEngine:
                     asked.append((i, missing))
             self.journal_tokens += sum(row[2] for row in known.values())
             fresh = self._sample(prompts, asked, sampling)
-            new = {keys[i][j]: completion for (i, missing), row in zip(asked, fresh, strict=True) for j, completion in zip(missing, row, strict=True)}
+            new = {
+                keys[i][j]: completion
+                for (i, missing), row in zip(asked, fresh, strict=True)
+                for j, completion in zip(missing, row, strict=True)
+            }
             self.journal.put((key, (c.text, c.finish_reason, c.num_tokens, c.logprob)) for key, c in new.items())
             self.sampled_tokens += sum(c.num_tokens for c in new.values())
             for i in members:
@@ -55,7 +59,9 @@ class JournaledEngine:
             progress.advance(len(new), f"{self.sampled_tokens:,} tokens")
         return out
 
-    def _sample(self, prompts: Sequence[Prompt], asked: list[tuple[int, list[int]]], sampling: Sampling) -> list[list[Completion]]:
+    def _sample(
+        self, prompts: Sequence[Prompt], asked: list[tuple[int, list[int]]], sampling: Sampling
+    ) -> list[list[Completion]]:
         if not asked:
             return []
         rest = [

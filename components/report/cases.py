@@ -11,30 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.records import CANDIDATE, SCORE, read_arrow
+from components.metrics import AGGREGATIONS
+from components.records import CANDIDATE, SCORE, SELECTION, read_arrow
 from components.report.comparison import SHOWN_SPLITS
 
 KINDS = {"miss": "misses", "rescue": "rescues", "other": "others"}
 MAX_OF_KIND = {"miss": 24, "rescue": 18, "other": 18}
 FILES = ("candidates/candidates.parquet", "evaluation/scores.parquet", "evaluation/selections.parquet")
 
-AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
-    "min": min,
-    "product": math.prod,
-    "mean": lambda scores: sum(scores) / len(scores),
-    "last": lambda scores: scores[-1],
-    "max": max,
-}
 
 _ENDINGS = (".parquet", ".jsonl", ".json", ".arrow")
 _MAX_PIXELS = 100_000_000  # the stages had their own limit: what they used is shown
 _SCORERS = ("prm", "blind", "truth")
-_SELECTION = pa.schema(
-    [("split", pa.string()), ("problem_id", pa.string()), ("selector", pa.string()), ("value", pa.float64())]
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,7 @@ def read_cases(artifacts: Path, aggregation: str) -> list[Case]:
     for row in table.filter(pc.field("scorer").isin(_SCORERS)).to_pylist():
         step_scores[row["scorer"]][row["candidate_id"]] = row["step_scores"] or []
     selected: dict[tuple[str, str], dict[str, float]] = {}
-    for row in read_arrow(selections, _SELECTION).to_pylist():
+    for row in read_arrow(selections, SELECTION).to_pylist():
         selected.setdefault((row["split"], row["problem_id"]), {})[row["selector"]] = row["value"]
     aggregate = AGGREGATIONS[aggregation]
     return [_case(key, pool, step_scores, selected.get(key, {}), aggregate) for key, pool in sorted(pools.items())]

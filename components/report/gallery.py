@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.metrics import AGGREGATIONS
 from components.records import row_images
-from components.report.cases import AGGREGATIONS, FILES, KINDS, Case, read_cases, read_problems, shortlist
+from components.report.cases import FILES, KINDS, Case, read_cases, read_problems, shortlist
 from components.report.comparison import SHOWN_SPLITS, split_name
 from components.report.markup import Html, count, decimal, join, missing, num_bytes, number, tag
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from components.decision import Policy
@@ -13,7 +12,7 @@ from components.errors import DataError, RefusedError, TryAgainError
 from components.ledger import append, verify_ledger
 from components.lineage import exclusive
 from components.promote import ledger_path, promote, register, rollback, strangers
-from components.records import write_json, write_table
+from components.records import SELECTION, write_json, write_table
 from flows.cli import main
 from flows.promotion import registry_lines, registry_summary
 
@@ -26,9 +25,6 @@ GATES = {
     "approver": False,
 }
 POLICY = Policy.model_validate({"version": 1, "environments": {"staging": GATES, "prod": {**GATES, "approver": True}}})
-SELECTION = pa.schema(
-    [("split", pa.string()), ("problem_id", pa.string()), ("selector", pa.string()), ("value", pa.float64())]
-)
 
 
 @pytest.fixture

@@ -12,13 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components import records
-from components.records import CANDIDATE, SCORE, bytes_digest, digest, problem_id, write_json, write_table
+from components.records import CANDIDATE, SCORE, SELECTION, bytes_digest, digest, problem_id, write_json, write_table
 
 POLICY, VERIFIER, PRM, BLIND = digest("policy"), digest("verifier"), digest("prm"), digest("blind")
 COLOURS = {"red": (214, 60, 50), "green": (40, 160, 80), "blue": (50, 90, 210), "yellow": (235, 190, 40)}
-SELECTION = pa.schema(
-    [("split", pa.string()), ("problem_id", pa.string()), ("selector", pa.string()), ("value", pa.float64())]
-)
 STAGES = ("curate", "sft", "rollout", "label", "train", "sample", "evaluate")
 
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from page_fixture import PRM, build_run, png
 
 from components.errors import DataError
+from components.metrics import AGGREGATIONS
 from components.records import CANDIDATE, read_json, read_table, write_json, write_table
 from components.report import MAX_BYTES, write_report
-from components.report.cases import AGGREGATIONS, FILES, MAX_OF_KIND, Case, read_cases, shortlist
+from components.report.cases import FILES, MAX_OF_KIND, Case, read_cases, shortlist
 from components.report.charts import scale_for
 from components.report.comparison import GROUPS, direction
 from components.report.evidence import FOLDERS, RESTORED
@@ -286,14 +287,6 @@ def test_pictures_are_data_inside_the_page_with_a_text_for_those_who_cannot_see(
     for picture in pictures:
         assert base64.b64decode(picture["src"].removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
         assert picture["alt"]
-
-
-def test_aggregations_are_those_of_the_reward_model():
-    prm = pytest.importorskip("components.prm")
-    scores = [0.9, 0.25, 0.5]
-    assert {name: f(scores) for name, f in AGGREGATIONS.items()} == {
-        name: prm.aggregate(scores, name) for name in prm.AGGREGATIONS
-    }
 
 
 def test_page_keeps_its_size_when_pictures_are_huge(tmp_path, monkeypatch):

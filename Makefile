@@ -1,0 +1,53 @@
+# Six targets for people and CI alike: setup demo test check docs lock. Each may be run twice and interrupted.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+READY  := $(VENV)/.ready
+
+# What every tool is told once: no telemetry, no look-ups in the network.
+export DO_NOT_TRACK=true DVC_NO_ANALYTICS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false GX_ANALYTICS_ENABLED=false \
+       HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1
+
+.PHONY: setup demo test check docs lock quality setup-vllm clean help
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+setup: $(READY)  ## install the locked control environment into .venv
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "error: $(PYTHON): $$($(PYTHON) --version 2>&1) is not 3.11 - 3.13"; echo "hint: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[model,gates,flow,test]'
+	@touch $(READY)
+
+demo: setup  ## the main job: data, policy, labels, reward model, comparison, promoted version, page
+	@$(BIN)/stepforge retrain
+
+test: check  ## unit, contract and end-to-end tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=8
+
+check: setup  ## format, lint, types, import rules, docs drift
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python docs/reference.py --check
+
+docs: setup  ## write docs/commands.md anew
+	@$(BIN)/python docs/reference.py
+
+lock: setup  ## write requirements.lock from what .venv has
+	@$(BIN)/python infra/resolve.py model gates flow test > requirements.lock.new && mv requirements.lock.new requirements.lock
+
+quality: setup  ## the demo's quality over three seeds, with pooled intervals (about 20 minutes)
+	@$(BIN)/python tests/quality.py --seeds 0 1 2
+
+setup-vllm:  ## install vLLM's own environment into .venv-vllm
+	@PYTHON="$(PYTHON)" bash infra/setup_vllm.sh .venv-vllm requirements-vllm.lock
+
+clean:  ## remove what runs left behind; keeps the environments and the journal of paid work
+	rm -rf artifacts data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
