@@ -46,11 +46,11 @@ def publishing(out: Path) -> Iterator[Path]:
         yield part
         if out.exists():
             stale = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".stale"))
-            os.replace(out, stale / out.name)
-            os.replace(part, out)
+            out.replace(stale / out.name)
+            part.replace(out)
             shutil.rmtree(stale)
         else:
-            os.replace(part, out)
+            part.replace(out)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise

@@ -288,6 +288,6 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o644)
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)

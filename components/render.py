@@ -8,6 +8,7 @@ question or step can forge a marker or a picture's place.
 from __future__ import annotations
 
 import io
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def split_steps(text: str, *, max_steps: int) -> list[str]:
     if len(parts) <= max_steps:
         return parts
     bounds = [round(i * len(parts) / max_steps) for i in range(max_steps + 1)]
-    return [STEP_SEPARATOR.join(parts[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [STEP_SEPARATOR.join(parts[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def paragraphs(steps: Sequence[str]) -> tuple[str, ...]:

@@ -111,9 +111,8 @@ def report(folders: dict[int, Path]) -> bool:
     for seed, folder in folders.items():
         m = json.loads((folder / "artifacts/evaluation/metrics.json").read_text())
         steps = {where: {k: v for k, v in m["steps"][where]["prm"].items() if k != "trivial"} for where in m["steps"]}
-        print(
-            f"\nseed {seed}: aggregation {m['aggregation']}, threshold {m['threshold']}, ece {m['calibration']['ece']}, steps {json.dumps(steps)}"
-        )
+        print(f"\nseed {seed}: aggregation {m['aggregation']}, threshold {m['threshold']}, ece {m['calibration']['ece']}")
+        print(f"  steps {json.dumps(steps)}")
     return met
 
 
