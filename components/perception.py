@@ -43,6 +43,7 @@ class Perception:
         self.corrupted_frac = corrupted_frac
         self.encoded = [model.renderer.prompt(row["question"], row_images(row)) for row in rows]
         self.statements = [list(row["statements"]) for row in rows]
+        self._ids: dict[str, list[int]] = {}
         self.values = sorted({s.split()[-1] for statements in self.statements for s in statements})
 
     def loss(self, num: int, seed: int) -> tuple[Tensor, float]:
@@ -58,17 +59,16 @@ class Perception:
         values: list[tuple[int, int]] = []
         truths: list[float] = []
         true_ids: list[int] = []
-        renderer = self.model.renderer
         for b, i in enumerate(rng.integers(0, len(self.encoded), num)):
             prompt = self.encoded[int(i)]
             row = list(prompt.ids)
             for j in rng.permutation(len(self.statements[int(i)])):
                 checked = self.corrupt(self.statements[int(i)][int(j)], rng)
-                row += renderer.text_ids(checked.shown)
+                row += self._text_ids(checked.shown)
                 values.append((b, len(row) - 2))  # the token that predicts the last one
-                true_ids.append(renderer.text_ids(checked.true)[-1])
+                true_ids.append(self._text_ids(checked.true)[-1])
                 markers.append((b, len(row)))
-                row.append(renderer.marker_id)  # type: ignore[arg-type]
+                row.append(self.model.renderer.marker_id)  # type: ignore[arg-type]
                 truths.append(float(checked.is_true))
             prompts.append(prompt)
             ids.append(row)
@@ -81,6 +81,11 @@ class Perception:
         reading_loss = torch.nn.functional.cross_entropy(words.float(), torch.tensor(true_ids, device=words.device))
         accuracy = ((logits[:, 0] > logits[:, 1]) == (truth > 0.5)).float().mean().item()
         return verdict_loss + reading_loss, accuracy
+
+    def _text_ids(self, text: str) -> list[int]:
+        if text not in self._ids:
+            self._ids[text] = self.model.renderer.text_ids(text)
+        return self._ids[text]
 
     def corrupt(self, statement: str, rng: np.random.Generator) -> Checked:
         """The statement as it is, or with its last word replaced: half of the time a neighbouring number, else any."""

@@ -23,6 +23,8 @@ from components.errors import DataError
 DIGEST_CHARS = 32  # 128 bits of SHA-256: no accidental clash in 1e15 rows
 ROWS_PER_GROUP = 8192
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
+
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -165,8 +167,7 @@ QUARANTINE = pa.schema(
 
 def digest(*parts: Any) -> str:
     """The name of whatever `parts` determine: hex SHA-256 of their canonical JSON, cut to 128 bits."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_CHARS]
+    return hashlib.sha256(_canonical(parts).encode()).hexdigest()[:DIGEST_CHARS]
 
 
 def bytes_digest(content: bytes) -> str:

@@ -7,6 +7,7 @@ Shapes: P prompts, K completions each, B = P * K rows in flight, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,18 +48,16 @@ class HfEngine:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """Completions of every prompt: `[P][K]`."""
-        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+        by_length: dict[int, list[int]] = defaultdict(list)
         encoded = [self._encode(prompt) for prompt in prompts]
-        for i, prompt in enumerate(prompts):
-            by_shape[len(encoded[i].ids), len(prompt.seeds)].append(i)
+        for i, e in enumerate(encoded):
+            by_length[len(e.ids)].append(i)
         out: list[list[Completion]] = [[] for _ in prompts]
         # Prompts of one length need no padding: no mask, and the same arithmetic for every architecture.
-        for (_, num), members in sorted(by_shape.items()):
-            size = max(1, MAX_ROWS // num)
-            for start in range(0, len(members), size):
-                chunk = members[start : start + size]
-                seeds = np.array([prompts[i].seeds for i in chunk], dtype=np.uint64)
-                for i, completions in zip(chunk, self._decode([encoded[i] for i in chunk], seeds, sampling), strict=True):
+        for _, members in sorted(by_length.items()):
+            for chunk in _chunks(members, [len(prompts[i].seeds) for i in members]):
+                rows = self._decode([encoded[i] for i in chunk], [prompts[i].seeds for i in chunk], sampling)
+                for i, completions in zip(chunk, rows, strict=True):
                     out[i] = completions
         return out
 
@@ -73,19 +72,19 @@ class HfEngine:
         return Encoded(head.ids + self.renderer.text_ids(prompt.prefill), head.tensors)
 
     @torch.inference_mode()
-    def _decode(self, encoded: list[Encoded], seeds_PK: np.ndarray, sampling: Sampling) -> list[list[Completion]]:
-        num_prompts, num = seeds_PK.shape
-        num_rows = num_prompts * num
+    def _decode(self, encoded: list[Encoded], seeds: list[tuple[int, ...]], sampling: Sampling) -> list[list[Completion]]:
+        counts = [len(s) for s in seeds]
+        num_rows = sum(counts)
         ids = torch.tensor([e.ids for e in encoded], device=self.device)
         cache = DynamicCache(config=self.model.config)
         cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
         tensors = join_tensors(encoded, self.device, self.model.dtype)
         output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **tensors)
-        cache.batch_repeat_interleave(num)
-        self._repeat_positions(num)
-        logits_BV = output.logits[:, -1].repeat_interleave(num, 0)
+        prompt_of_row = torch.repeat_interleave(torch.tensor(counts)).to(self.device)
+        self._select(cache, prompt_of_row)
+        logits_BV = output.logits[prompt_of_row, -1]
 
-        seeds_B = seeds_PK.reshape(-1)
+        seeds_B = np.array([seed for s in seeds for seed in s], dtype=np.uint64)
         tokens = torch.full((num_rows, sampling.max_tokens), -1, dtype=torch.long, device=self.device)
         logprobs = torch.zeros(num_rows, dtype=torch.float64, device=self.device)
         alive = torch.arange(num_rows, device=self.device)  # the row each line of the batch belongs to
@@ -101,12 +100,11 @@ class HfEngine:
                 break
             if float(going.float().mean()) < 1.0 - _COMPACT_FRAC:
                 keep = going.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
-                self._select_positions(keep)
+                self._select(cache, keep)
                 alive, next_ids, going = alive[keep], next_ids[keep], going[keep]
             output = self.model(input_ids=next_ids[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits_BV = output.logits[:, -1]
-        return self._completions(tokens.cpu().numpy(), logprobs.tolist(), num)
+        return self._completions(tokens.cpu().numpy(), logprobs.tolist(), counts)
 
     def _pick(
         self, logits_BV: torch.Tensor, uniforms_B: torch.Tensor, sampling: Sampling
@@ -130,25 +128,35 @@ class HfEngine:
             picked = column if order is None else order.gather(1, column[:, None])[:, 0]
         return picked, logprobs_BV.gather(1, picked[:, None])[:, 0]
 
-    def _completions(self, tokens: np.ndarray, logprobs: list[float], num: int) -> list[list[Completion]]:
+    def _completions(self, tokens: np.ndarray, logprobs: list[float], counts: list[int]) -> list[list[Completion]]:
         rows = []
         for line, logprob in zip(tokens, logprobs, strict=True):
             ids = line[line >= 0].tolist()
             stopped = bool(ids) and ids[-1] in self.end_ids
             text = self.tokenizer.decode(ids[:-1] if stopped else ids)
             rows.append(Completion(text, "stop" if stopped else "length", len(ids), round(logprob, 6)))
-        return [rows[i : i + num] for i in range(0, len(rows), num)]
+        ends = list(itertools.accumulate(counts))
+        return [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
-    def _repeat_positions(self, num: int) -> None:
-        """Some architectures keep a position offset for each row beside the cache: it follows the rows."""
+    def _select(self, cache: Any, rows: torch.Tensor) -> None:
+        """Let line i of the batch continue what line `rows[i]` was."""
+        cache.batch_select_indices(rows)
         inner: Any = getattr(self.model, "model", None)
-        if getattr(inner, "rope_deltas", None) is not None:
-            inner.rope_deltas = inner.rope_deltas.repeat_interleave(num, 0)
+        if getattr(inner, "rope_deltas", None) is not None:  # a position offset kept beside the cache: it follows its row
+            inner.rope_deltas = inner.rope_deltas[rows]
 
-    def _select_positions(self, keep: torch.Tensor) -> None:
-        inner: Any = getattr(self.model, "model", None)
-        if getattr(inner, "rope_deltas", None) is not None:
-            inner.rope_deltas = inner.rope_deltas[keep]
+
+def _chunks(members: list[int], counts: list[int]) -> list[list[int]]:
+    """Members in their order, cut so that no chunk decodes more than MAX_ROWS rows (but one prompt at least)."""
+    chunks: list[list[int]] = []
+    room = 0
+    for member, count in zip(members, counts, strict=True):
+        if count > room or not chunks:
+            chunks.append([])
+            room = MAX_ROWS
+        chunks[-1].append(member)
+        room -= count
+    return chunks
 
 
 class _RoomyLayer(DynamicLayer):
