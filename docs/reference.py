@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from flows.cli import build_parser
+from flows.cli import whole_parser
 
 PAGE = Path(__file__).with_name("commands.md")
 
@@ -18,7 +18,7 @@ PAGE = Path(__file__).with_name("commands.md")
 def page() -> str:
     """Every verb with its help, as Markdown."""
     os.environ["COLUMNS"] = "100"
-    parser = build_parser()
+    parser = whole_parser()
     verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = ["# Commands\n\nWritten by `make docs` from the parser; `make check` fails where the two differ.\n"]
     parts += [f"\n## stepforge {name}\n\n```text\n{sub.format_help()}```\n" for name, sub in verbs.choices.items()]

@@ -17,11 +17,16 @@ from flows import prepare_environment
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `stepforge`; returns the exit code."""
-    parser, verbs = build_parser("stepforge")
-    _add_verbs(verbs)
-    args = parser.parse_args(argv)
+    args = whole_parser().parse_args(argv)
     prepare_environment()
     return guarded(args.call, args)
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """The parser of `stepforge`, every verb included."""
+    parser, verbs = build_parser("stepforge")
+    _add_verbs(verbs)
+    return parser
 
 
 def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
