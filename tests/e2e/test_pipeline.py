@@ -183,7 +183,7 @@ def test_interrupted_stages_leave_nothing_half_written_and_end_with_the_same_dig
 
 
 def interrupted(command: list[str], folder: Path, name: str) -> int:
-    """The exit code of a stage that gets Ctrl-C: in its work where it says something early, else while it starts."""
+    """The exit code of a stage that gets Ctrl-C: amid its work where that takes long, else once it has begun to write."""
     process = subprocess.Popen(
         command, cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -191,7 +191,8 @@ def interrupted(command: list[str], folder: Path, name: str) -> int:
         if name in ("sft", "rollout", "train"):
             next(line for line in lines if line.startswith(name))
         else:
-            time.sleep(0.7)
+            while process.poll() is None and not list((folder / "artifacts").glob(".*.part")):
+                time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
         lines.read()
     return process.wait(30)
