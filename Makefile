@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 
 # What every tool is told once: no telemetry, no look-ups in the network.
 export DO_NOT_TRACK=true DVC_NO_ANALYTICS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false GX_ANALYTICS_ENABLED=false \
-       HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1
+       HF_HUB_DISABLE_TELEMETRY=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1
 
 .PHONY: setup demo test check docs lock quality setup-vllm clean help
 .DEFAULT_GOAL := help

@@ -46,9 +46,14 @@ def publishing(out: Path) -> Iterator[Path]:
         yield part
         if out.exists():
             stale = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".stale"))
-            out.replace(stale / out.name)
-            part.replace(out)
-            shutil.rmtree(stale)
+            old = out.replace(stale / out.name)
+            try:
+                part.replace(out)
+            except OSError:
+                old.replace(out)
+                raise
+            finally:
+                shutil.rmtree(stale)
         else:
             part.replace(out)
     except OSError as error:

@@ -52,6 +52,7 @@ def fit(
         rate = learning_rate(step, settings)
         for group in optimiser.param_groups:
             group["lr"] = rate
+        torch.manual_seed(step)  # noise such as dropout depends on the step, not on what happened before
         loss, note = loss_at(step)
         value = loss.item()
         if not math.isfinite(value):

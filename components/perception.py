@@ -93,6 +93,10 @@ class Perception:
             return Checked(statement, statement)
         head, _, last = statement.rpartition(" ")
         others = [value for value in self.values if value != last]
-        near = [value for value in others if last.isdigit() and value.isdigit() and abs(int(value) - int(last)) == 1]
+        near = [value for value in others if _is_number(last) and _is_number(value) and abs(int(value) - int(last)) == 1]
         pool = near if near and rng.random() < 0.5 else others
         return Checked(f"{head} {pool[int(rng.integers(len(pool)))]}", statement) if pool else Checked(statement, statement)
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit()

@@ -70,6 +70,9 @@ class RewardModel(torch.nn.Module):
             embeddings = model.get_input_embeddings().weight
             embeddings[renderer.marker_id] = embeddings[renderer.text_ids("\n\n")].mean(0)
             rows = [renderer.text_ids(word)[0] for word in label_tokens]
+            if rows[0] == rows[1]:
+                what = f"label tokens {label_tokens[0]!r} and {label_tokens[1]!r} begin with the same token"
+                raise EngineError(str(folder), what, "choose two words that the tokenizer tells apart: train.label_tokens")
             head = model.get_output_embeddings().weight[rows].detach().float().clone()
         return cls(model, renderer, head, sees=sees)
 
@@ -129,10 +132,11 @@ class RewardModel(torch.nn.Module):
     def hidden(self, ids: Sequence[Sequence[int]], encoded: Sequence[Encoded]) -> Tensor:
         """Last hidden states `[B, T, H]`; pictures are blanked for a model that does not see."""
         device = str(self.head.device)
-        tensors = join_tensors(encoded, device, self.model.dtype)
+        ids_BT = padded(ids, device)
+        tensors = join_tensors(encoded, ids_BT.shape[1], device, self.model.dtype)
         if not self.sees:
             tensors = {name: torch.zeros_like(t) if t.is_floating_point() else t for name, t in tensors.items()}
-        states: Tensor = hidden_states(self.model, padded(ids, device), tensors)
+        states: Tensor = hidden_states(self.model, ids_BT, tensors)
         return states
 
     @torch.inference_mode()

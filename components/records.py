@@ -219,7 +219,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
     """
     try:
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError) as error:
         raise DataError(str(path), f"a value does not fit its column: {error}", "see components/records.py") from error
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd", row_group_size=ROWS_PER_GROUP, store_schema=True)

@@ -30,6 +30,8 @@ class Encoded:
     """Token ids, picture places expanded; ends where the assistant's text begins."""
     tensors: dict[str, Any]
     """The picture tensors of the architecture (`pixel_values`, `image_grid_thw`...), to be joined along dim 0."""
+    token_types: list[int] | None = None
+    """Which of the first ids stand for pictures, for architectures that ask (`mm_token_type_ids`); text is 0."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,19 @@ class Renderer:
         )
         head, _, tail = filled.partition(_QUESTION)
         tensors: dict[str, Any] = {}
+        token_types = None
         if images:
             pictures = [_decoded(content) for content in images]
             batch = self.processor(text=[head], images=pictures, return_tensors="pt", add_special_tokens=False)
             ids = batch.pop("input_ids")[0].tolist()
             batch.pop("attention_mask", None)
+            types = batch.pop("mm_token_type_ids", None)
+            token_types = types[0].tolist() if types is not None else None
             tensors = {name: value for name, value in batch.items() if hasattr(value, "shape")}
         else:
             ids = self.tokenizer(head, add_special_tokens=False)["input_ids"]
         ids = ids + self.text_ids(question) + self.tokenizer(tail, add_special_tokens=False)["input_ids"]
-        encoded = Encoded(ids, tensors)
+        encoded = Encoded(ids, tensors, token_types)
         self._remember(key, encoded)
         return encoded
 
@@ -164,8 +169,12 @@ def padded(rows: Sequence[Sequence[int]], device: str, pad_id: int = 0) -> Any:
     return torch.tensor([[*row, *([pad_id] * (width - len(row)))] for row in rows], device=device)
 
 
-def join_tensors(encoded: Sequence[Encoded], device: str, dtype: Any) -> dict[str, Any]:
-    """The picture tensors of several prompts as one batch, joined along dim 0."""
+def join_tensors(encoded: Sequence[Encoded], num_tokens: int, device: str, dtype: Any) -> dict[str, Any]:
+    """The picture tensors of several prompts as one batch, joined along dim 0.
+
+    Args:
+        num_tokens: T, the width of the batch of token ids.
+    """
     import torch
 
     names = {name for e in encoded for name in e.tensors}
@@ -174,6 +183,9 @@ def join_tensors(encoded: Sequence[Encoded], device: str, dtype: Any) -> dict[st
         parts = [e.tensors[name] for e in encoded if name in e.tensors]
         value = torch.cat(parts).to(device)
         joined[name] = value.to(dtype) if value.is_floating_point() else value
+    if any(e.token_types for e in encoded):
+        types = [e.token_types or [] for e in encoded]
+        joined["mm_token_type_ids"] = torch.tensor([[*t, *([0] * (num_tokens - len(t)))] for t in types], device=device)
     return joined
 
 

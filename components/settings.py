@@ -10,7 +10,7 @@ import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -214,6 +214,8 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SettingsError(str(path), "no such file", "run in the project's folder, or name it with --params") from error
+    except OSError as error:
+        raise SettingsError(str(path), f"cannot be read: {error.strerror}", "name a file with --params") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(str(path), f"not YAML: {error}", "check the indentation of that line") from error
     try:
@@ -229,39 +231,38 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 def _readable(place: str, error: ValidationError) -> SettingsError:
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if str(part) not in ("tiny", "checkpoint")]
-    name = ".".join(where)
+    names, known = _place_of(first["loc"])
+    name = ".".join(names)
     if first["type"] == "extra_forbidden":
-        known = _keys_beside(where)
-        close = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return SettingsError(place, f"unknown key {name!r}", hint)
     if first["type"] == "missing":
-        return SettingsError(place, f"missing key {name!r}", "add it; README.md shows a complete params.yaml")
+        return SettingsError(place, f"missing key {name!r}", "add it; the project's params.yaml is complete")
     value = first.get("input")
     return SettingsError(place, f"{name or 'the whole file'} = {value!r}: {first['msg'].lower()}", "correct the value")
 
 
-def _keys_beside(where: list[str]) -> list[str]:
-    model: Any = Params
-    for part in where[:-1]:
-        if part.isdigit():
+def _place_of(loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """The names on the way to where pydantic found a mistake, and the keys that are known there."""
+    names: list[str] = []
+    models: list[Any] = [Params]
+    for part in loc:
+        by_type = {get_args(m.model_fields["type"].annotation)[0]: m for m in models if "type" in m.model_fields}
+        if len(models) > 1 and part in by_type:  # not a key but the kind of a union
+            models = [by_type[part]]
             continue
-        model = _submodel(model.model_fields[part].annotation)
-        if model is None:
-            return []
-    return sorted(model.model_fields)
+        names.append(str(part))
+        if part is not loc[-1] and isinstance(part, str) and models and part in models[0].model_fields:
+            models = _models_in(models[0].model_fields[part].annotation)
+    return names, sorted({key for model in models for key in model.model_fields})
 
 
-def _submodel(annotation: Any) -> Any:
-    """The settings class inside `X | None`, `list[X]` and the like; of several, one that has all keys of none."""
+def _models_in(annotation: Any) -> list[Any]:
+    """The settings classes inside `X`, `X | None`, `list[X]` and the like."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inside in getattr(annotation, "__args__", ()):
-        found = _submodel(inside)
-        if found is not None:
-            return found
-    return None
+        return [annotation]
+    return [model for inside in get_args(annotation) for model in _models_in(inside)]
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ def load_runtime(environ: dict[str, str] | None = None) -> Runtime:
 
     def positive(name: str, default: int) -> int:
         text = env.get(f"STEPFORGE_{name}", str(default))
-        if not text.isdigit() or int(text) < 1:
+        if not (text.isascii() and text.isdigit()) or int(text) < 1:
             raise SettingsError("environment", f"STEPFORGE_{name}={text!r} is no positive number", "for example 2")
         return int(text)
 

@@ -139,7 +139,7 @@ def _solution_loss(model: Any, prompts: Sequence[Any], targets: Sequence[list[in
 
     device = str(model.device)
     ids_BT = padded([p.ids + t for p, t in zip(prompts, targets, strict=True)], device)
-    hidden_BTH = hidden_states(model, ids_BT, join_tensors(prompts, device, model.dtype))
+    hidden_BTH = hidden_states(model, ids_BT, join_tensors(prompts, ids_BT.shape[1], device, model.dtype))
     row = torch.tensor([b for b, t in enumerate(targets) for _ in t], device=device)
     column = torch.tensor(
         [len(p.ids) + j for p, t in zip(prompts, targets, strict=True) for j in range(len(t))], device=device
@@ -181,7 +181,7 @@ def _align(
 
     def loss_at(step: int) -> tuple[Any, str]:
         picked = batch_rows(len(rows), settings.batch_size, step, seed)
-        tensors = join_tensors([encoded[i] for i in picked], str(model.device), model.dtype)
+        tensors = join_tensors([encoded[i] for i in picked], 0, str(model.device), model.dtype)
         features = model.get_image_features(**tensors).pooler_output.flatten(0, 1)
         total: Any = 0.0
         right = []

@@ -6,6 +6,7 @@ Knows nothing of prompts or models; a key is a digest made by the caller.
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,10 +31,12 @@ class Journal:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=60.0, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute(_SCHEMA)
+            with path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # two that open a new journal at once: SQLite does not wait for that
+                self._db = sqlite3.connect(path, timeout=60.0, isolation_level=None)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise self._readable(error) from error
 
@@ -57,7 +60,7 @@ class Journal:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.executemany("INSERT OR IGNORE INTO completion VALUES (?, ?, ?, ?, ?)", values)
+                self._db.executemany("INSERT INTO completion VALUES (?, ?, ?, ?, ?) ON CONFLICT(key) DO NOTHING", values)
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")

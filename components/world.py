@@ -295,16 +295,20 @@ _OPERATIONS = {"+": lambda x, y: x + y, "-": lambda x, y: x - y, "*": lambda x, 
 
 
 def _reading(step: Sequence[str]) -> tuple[str, int] | None:
-    if len(step) == 2 and step[0].removesuffix(":") in COLOURS and step[0].endswith(":") and step[1].isdigit():
+    if len(step) == 2 and step[0].removesuffix(":") in COLOURS and step[0].endswith(":") and _is_number(step[1]):
         return step[0].removesuffix(":"), int(step[1])
     return None
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 10
 
 
 def _follows(truth: Truth, step: Sequence[str], seen: Mapping[str, int]) -> bool:
     """Whether a computation or answer follows by the question's method from the quantities `seen`."""
     if len(step) == 2 and step[0] == "answer:":
         return all(colour in seen for colour in truth.colours) and step[1] == str(_derivation(truth, seen)[1])
-    if len(step) != 5 or step[1] not in _OPERATIONS or step[3] != "=" or not all(step[i].isdigit() for i in (0, 2, 4)):
+    if len(step) != 5 or step[1] not in _OPERATIONS or step[3] != "=" or not all(_is_number(step[i]) for i in (0, 2, 4)):
         return False
     x, sign, y, z = int(step[0]), step[1], int(step[2]), int(step[4])
     return _OPERATIONS[sign](x, y) == z and _is_allowed(truth, x, sign, y, seen)

@@ -69,7 +69,7 @@ class HfEngine:
         head = self.renderer.prompt(prompt.question, prompt.images)
         if not prompt.prefill:
             return head
-        return Encoded(head.ids + self.renderer.text_ids(prompt.prefill), head.tensors)
+        return Encoded(head.ids + self.renderer.text_ids(prompt.prefill), head.tensors, head.token_types)
 
     @torch.inference_mode()
     def _decode(self, encoded: list[Encoded], seeds: list[tuple[int, ...]], sampling: Sampling) -> list[list[Completion]]:
@@ -78,7 +78,7 @@ class HfEngine:
         ids = torch.tensor([e.ids for e in encoded], device=self.device)
         cache = DynamicCache(config=self.model.config)
         cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-        tensors = join_tensors(encoded, self.device, self.model.dtype)
+        tensors = join_tensors(encoded, ids.shape[1], self.device, self.model.dtype)
         output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **tensors)
         prompt_of_row = torch.repeat_interleave(torch.tensor(counts)).to(self.device)
         self._select(cache, prompt_of_row)
