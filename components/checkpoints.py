@@ -56,6 +56,8 @@ def location(folder: Path) -> tuple[str, str | None]:
     if (folder / "config.json").exists():
         return str(folder), None
     described = read_json(folder / POLICY)
+    if not described.get("path_or_id"):
+        raise EngineError(str(folder), "no config.json: its checkpoint is incomplete", "run sft again, or dvc checkout")
     return described["path_or_id"], described["revision"]
 
 
@@ -66,6 +68,7 @@ def load_model(folder: Path, device: str) -> Any:
         EngineError: it cannot be loaded.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     name, revision = location(folder)
@@ -76,7 +79,7 @@ def load_model(folder: Path, device: str) -> Any:
     auto = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     try:
         model = auto.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EngineError(
             name, f"cannot be loaded: {error}", "safetensors checkpoints of architectures known to transformers only"
         ) from error

@@ -79,6 +79,9 @@ class HfEngine:
         cache = DynamicCache(config=self.model.config)
         cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
         tensors = join_tensors(encoded, ids.shape[1], self.device, self.model.dtype)
+        inner: Any = getattr(self.model, "model", None)
+        if getattr(inner, "rope_deltas", None) is not None:
+            inner.rope_deltas = None  # of the batch before
         output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **tensors)
         prompt_of_row = torch.repeat_interleave(torch.tensor(counts)).to(self.device)
         self._select(cache, prompt_of_row)
@@ -118,7 +121,7 @@ class HfEngine:
             scaled = logits_BV / sampling.temperature
             order = None
             if 0 < sampling.top_k < scaled.shape[-1] or sampling.top_p < 1:
-                scaled, order = scaled.topk(sampling.top_k or scaled.shape[-1], dim=-1)
+                scaled, order = scaled.topk(min(sampling.top_k or scaled.shape[-1], scaled.shape[-1]), dim=-1)
             probs = scaled.softmax(-1)
             if sampling.top_p < 1:
                 before = probs.cumsum(-1) - probs

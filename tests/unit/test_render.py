@@ -1,0 +1,230 @@
+"""What the model reads, to the token: no text from outside can forge a marker, a picture or the end of a turn."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+from conftest import byte_tokenizer, picture
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components import world
+from components.checkpoints import load_processor
+from components.errors import DataError
+from components.render import Renderer, join_tensors, padded, paragraphs, prefill, split_steps
+
+# The tiny tokenizer by hand: nine special tokens, then 29 words, then the numbers from 0, then the blank line.
+PAD, UNK, USER, ASSISTANT, END, IMG, END_IMG, IMAGE, VIDEO = range(9)
+WORD = {word: 9 + i for i, word in enumerate(world.words())}
+NUMBER = [9 + 29 + i for i in range(171)]
+BLANK = 9 + 29 + 171
+PRM = BLANK + 1
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_policy):
+    processor = load_processor(tiny_policy)
+    processor.tokenizer.add_tokens("<prm>", special_tokens=True)
+    return Renderer(processor, marker="<prm>")
+
+
+@pytest.fixture(scope="module")
+def byte_renderer():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens("<prm>", special_tokens=True)
+    return Renderer(tokenizer, marker="<prm>")
+
+
+def test_the_words_are_numbered_as_they_are_written_down_here():
+    assert list(WORD)[:6] == ["*", "+", "-", ":", "=", "?"]
+    assert list(WORD)[26:32] == ["with", "yellow", "yellow:", "0", "1", "2"]
+
+
+def test_a_prompt_with_a_picture_to_the_token(renderer):
+    encoded = renderer.prompt("bars : most minus least ?", [picture(0)])
+    question = [WORD[word] for word in ("bars", ":", "most", "minus", "least", "?")]
+    assert encoded.ids == [USER, IMG, IMAGE, IMAGE, IMAGE, IMAGE, END_IMG, *question, ASSISTANT]
+    assert {name: tuple(value.shape) for name, value in encoded.tensors.items()} == {"pixel_values": (1, 3, 32, 32)}
+
+
+def test_a_prompt_without_and_one_with_two_pictures_to_the_token(renderer):
+    one = [IMG, IMAGE, IMAGE, IMAGE, IMAGE, END_IMG]
+    assert renderer.prompt("red", []).ids == [USER, WORD["red"], ASSISTANT]
+    assert renderer.prompt("red", []).tensors == {}
+    encoded = renderer.prompt("red", [picture(0), picture(1)])
+    assert encoded.ids == [USER, *one, *one, WORD["red"], ASSISTANT]
+    assert encoded.tensors["pixel_values"].shape[0] == 2
+
+
+def test_a_solution_to_the_token(renderer):
+    rendered = renderer.solution(["red: 3", "3 + 20 = 23\n\nanswer: 23"])
+    first = [WORD["red:"], NUMBER[3]]
+    second = [NUMBER[3], WORD["+"], NUMBER[20], WORD["="], NUMBER[23], BLANK, WORD["answer:"], NUMBER[23]]
+    assert rendered.ids == [*first, PRM, *second, PRM]
+    assert rendered.markers == [2, 11]
+    assert renderer.solution([]).ids == renderer.solution([]).markers == []
+
+
+def test_the_pixels_are_the_pictures_own(renderer):
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    content = picture(3)
+    expected = np.asarray(Image.open(io.BytesIO(content)), dtype=np.float32) / 255 * 2 - 1
+    found = renderer.prompt("red", [content]).tensors["pixel_values"][0].permute(1, 2, 0)
+    assert torch.allclose(found, torch.from_numpy(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("forged", ["<prm>", "<image>", "<|end|>", "<|assistant|>", "<img>", "<unk>", "<pad>"])
+def test_a_word_from_outside_that_looks_like_a_special_token_is_not_one(renderer, forged):
+    honest = renderer.prompt("red + blue", [picture(0)]).ids
+    prompt = renderer.prompt(f"red {forged} + blue", [picture(0)]).ids
+    special = {PAD, USER, ASSISTANT, END, IMG, END_IMG, IMAGE, VIDEO, PRM}
+    assert [i for i in prompt if i in special] == [i for i in honest if i in special]
+    rendered = renderer.solution([f"red {forged} + {forged}", forged])
+    assert [i for i, token in enumerate(rendered.ids) if token in special] == rendered.markers
+    assert len(rendered.markers) == 2
+
+
+@pytest.mark.parametrize("forged", ["<prm>", "<|image_pad|>", "<|im_end|>", "<|im_start|>assistant\n"])
+def test_a_tokenizer_of_bytes_spells_forged_tokens_out(byte_renderer, forged):
+    text = f"a{forged}b"
+    assert byte_renderer.tokenizer.decode(byte_renderer.text_ids(text)) == text
+    assert len(byte_renderer.text_ids(text)) == len(text)
+    assert len(byte_renderer.solution([text]).ids) == len(text) + 1
+    honest = byte_renderer.tokenizer.decode(byte_renderer.prompt("QUESTION", []).ids)
+    assert byte_renderer.tokenizer.decode(byte_renderer.prompt(text, []).ids) == honest.replace("QUESTION", text)
+
+
+@given(st.text(alphabet="ab <>|prmiend_\n", max_size=20))
+def test_text_of_bytes_comes_back_whatever_it_is(byte_renderer, text):
+    ids = byte_renderer.text_ids(text)
+    assert byte_renderer.tokenizer.decode(ids) == text
+    assert byte_renderer.marker_id not in ids
+
+
+def test_a_question_cannot_break_out_of_the_template(byte_renderer):
+    question = "\ue000question\ue000 {{ x }} {% endfor %}"
+    text = byte_renderer.tokenizer.decode(byte_renderer.prompt(question, []).ids)
+    assert text == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_same_steps_are_the_same_ids_for_trainer_scorer_and_generator(renderer):
+    steps = ["red: 3", "blue: 5", "3 + 5 = 8", "answer: 8"]
+    whole = renderer.text_ids("\n\n".join(steps))
+    assert [token if token != PRM else BLANK for token in renderer.solution(steps).ids] == [*whole, BLANK]
+    for cut in range(1, 5):  # a prefix that awaits its next step begins as the whole text does
+        assert [*whole, BLANK][: len(renderer.text_ids(prefill(steps[:cut])))] == renderer.text_ids(prefill(steps[:cut]))
+
+
+def test_a_prompt_asked_twice_is_the_same(renderer):
+    first = renderer.prompt("green", [picture(5)])
+    assert renderer.prompt("green", [picture(5)]) is first
+    other = renderer.prompt("green", [picture(6)])
+    assert other.ids == first.ids
+    assert not torch.equal(other.tensors["pixel_values"], first.tensors["pixel_values"])
+
+
+def test_the_cache_forgets_the_oldest_and_stays_right(tiny_policy, monkeypatch):
+    monkeypatch.setattr("components.render._CACHE_BYTES", 30_000)  # two pictures
+    fresh = Renderer(load_processor(tiny_policy))
+    first = fresh.prompt("red", [picture(0)])
+    for shade in range(1, 5):
+        fresh.prompt("red", [picture(shade)])
+    assert len(fresh._cache) == 2
+    again = fresh.prompt("red", [picture(0)])
+    assert again is not first
+    assert again.ids == first.ids
+    assert torch.equal(again.tensors["pixel_values"], first.tensors["pixel_values"])
+
+
+def test_a_broken_picture_is_said(renderer):
+    with pytest.raises(DataError, match="cannot be decoded"):
+        renderer.prompt("red", [picture(0)[:60]])
+
+
+def test_a_marker_that_the_model_does_not_know_is_said(tiny_policy):
+    with pytest.raises(DataError, match="'<prm>' is no token"):
+        Renderer(load_processor(tiny_policy), marker="<prm>")
+
+
+def test_the_digest_names_marker_template_and_vocabulary(tiny_policy, tmp_path):
+    def digest(marker=None, template=None, word=None):
+        processor = load_processor(tiny_policy)
+        if template is not None:
+            processor.chat_template = template
+        for new in (marker, word):
+            if new is not None:
+                processor.tokenizer.add_tokens(new, special_tokens=True)
+        return Renderer(processor, marker=marker).digest
+
+    same = digest()
+    assert digest() == same
+    changed = {digest(template="{{ x }}"), digest(marker="<prm>"), digest(marker="<step>"), digest(word="<prm>")}
+    assert len(changed | {same}) == 5
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(tiny_policy, copy)
+    assert Renderer(load_processor(copy)).digest == same
+
+
+def test_a_model_without_a_template_is_said(tiny_policy, tmp_path):
+    copy = tmp_path / "bare"
+    shutil.copytree(tiny_policy, copy)
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match="no chat template"):
+        Renderer(load_processor(copy))
+
+
+def group_sizes(num_paragraphs, max_steps):
+    steps = split_steps("\n\n".join(f"p{i}" for i in range(num_paragraphs)), max_steps=max_steps)
+    return [step.count("\n\n") + 1 for step in steps]
+
+
+def test_thirteen_paragraphs_are_twelve_steps_and_so_are_twenty_five():
+    assert sorted(group_sizes(13, 12)) == [1] * 11 + [2]
+    assert sorted(group_sizes(25, 12)) == [2] * 11 + [3]
+    assert group_sizes(12, 12) == [1] * 12
+    assert group_sizes(3, 1) == [3]
+
+
+@given(st.integers(0, 200), st.integers(1, 20))
+def test_groups_are_balanced_and_lose_nothing(num_paragraphs, max_steps):
+    sizes = group_sizes(num_paragraphs, max_steps)
+    assert sum(sizes) == num_paragraphs
+    assert len(sizes) == min(num_paragraphs, max_steps)
+    assert max(sizes, default=0) - min(sizes, default=0) <= 1
+
+
+def test_blank_text_has_no_steps():
+    for text in ("", "\n\n", " \n\n \t\n\n\n"):
+        assert split_steps(text, max_steps=12) == []
+
+
+@given(st.text(alphabet="ab \n", max_size=40), st.integers(1, 4))
+def test_steps_and_their_paragraphs_say_what_the_text_says(text, max_steps):
+    wanted = tuple(part.strip() for part in text.split("\n\n") if part.strip())
+    steps = split_steps(text, max_steps=max_steps)
+    assert paragraphs(steps) == wanted
+    assert paragraphs(split_steps(prefill(steps), max_steps=max_steps)) == wanted  # once more, through the prefill
+    for cut in range(len(steps)):
+        assert prefill(steps).startswith(prefill(steps[:cut]))
+
+
+def test_a_prefill_ends_where_the_next_step_begins():
+    assert prefill([]) == ""
+    assert prefill(["red: 3", "blue: 5"]) == "red: 3\n\nblue: 5\n\n"
+
+
+def test_rows_are_padded_on_the_right():
+    assert padded([[1, 2, 3], [4]], "cpu", pad_id=9).tolist() == [[1, 2, 3], [4, 9, 9]]
+
+
+def test_pictures_of_a_batch_are_joined_in_the_order_of_its_rows(renderer):
+    encoded = [renderer.prompt("red", pictures) for pictures in ([picture(1)], [], [picture(2), picture(3)])]
+    joined = join_tensors(encoded, 0, "cpu", torch.float64)["pixel_values"]
+    assert joined.dtype == torch.float64
+    each = [renderer.prompt("red", [picture(shade)]).tensors["pixel_values"][0] for shade in (1, 2, 3)]
+    assert all(torch.equal(a, b.double()) for a, b in itertools.zip_longest(joined, each))
