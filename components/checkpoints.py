@@ -6,13 +6,14 @@ never remote code. A processor is never re-saved: its files are copied byte for 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from components.errors import EngineError
-from components.records import digest, read_json, tree_sha256, write_json
+from components.records import digest, file_sha256, read_json, tree_sha256, write_json
 
 POLICY = "policy.json"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "config.json", "generation_config.json")
@@ -29,7 +30,7 @@ def describe(path_or_id: str, revision: str | None) -> dict[str, Any]:
     if folder.exists():
         if not (folder / "config.json").exists():
             raise EngineError(path_or_id, "no config.json: not a checkpoint", "name a folder saved by save_pretrained")
-        return {"path_or_id": str(folder.resolve()), "revision": None, "digest": tree_sha256(folder)[:32]}
+        return {"path_or_id": path_or_id, "revision": None, "digest": tree_sha256(folder)[:32]}
     if path_or_id.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_id):
         raise EngineError(path_or_id, "no such folder", "name a folder, or a hub id such as organisation/model")
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
@@ -47,18 +48,45 @@ def write_pointer(folder: Path, described: dict[str, Any]) -> None:
 
 
 def policy_digest(folder: Path) -> str:
-    """The digest of the policy in a folder written by `sft`."""
-    return str(read_json(folder / POLICY)["digest"])
+    """The digest of the policy in a folder written by `sft`, recomputed from its bytes where they are here.
+
+    Raises:
+        EngineError: the bytes are not those that policy.json names: whatever is keyed by the digest would lie.
+    """
+    described = _described(folder)
+    claimed = seen = str(described.get("digest"))
+    if (folder / "config.json").exists():
+        seen = files_digest(folder)
+    elif described.get("path_or_id") and Path(described["path_or_id"]).exists():
+        seen = describe(described["path_or_id"], None)["digest"]
+    if seen != claimed:
+        what = f"its files are {seen}, but {POLICY} says {claimed}"
+        raise EngineError(str(folder), what, "the policy was changed: run sft again, or dvc checkout")
+    return claimed
+
+
+def files_digest(folder: Path) -> str:
+    """The digest of a policy's files, without the two that tell about it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (POLICY, "summary.json"))
+    listing = "".join(f"{file_sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
+    return hashlib.sha256(listing.encode()).hexdigest()[:32]
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    content = read_json(folder / POLICY)
+    if not isinstance(content, dict):
+        raise EngineError(str(folder / POLICY), f"is {content!r}, not what sft writes", "run sft again, or dvc checkout")
+    return content
 
 
 def location(folder: Path) -> tuple[str, str | None]:
     """(path or hub id, revision) to load for a folder that is a checkpoint or points to one."""
     if (folder / "config.json").exists():
         return str(folder), None
-    described = read_json(folder / POLICY)
+    described = _described(folder)
     if not described.get("path_or_id"):
         raise EngineError(str(folder), "no config.json: its checkpoint is incomplete", "run sft again, or dvc checkout")
-    return described["path_or_id"], described["revision"]
+    return described["path_or_id"], described.get("revision")
 
 
 def load_model(folder: Path, device: str) -> Any:
@@ -110,7 +138,7 @@ def load_processor(folder: Path) -> Any:
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         return AutoProcessor.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise EngineError(
             name, f"its processor cannot be loaded: {error}", "copy the base model's processor files beside the weights"
         ) from error

@@ -107,7 +107,7 @@ def build_parser(program: str = "python -m components") -> tuple[argparse.Argume
 
 
 def _run_stage(args: argparse.Namespace) -> int:
-    from components.lineage import publishing, write_receipt
+    from components.lineage import SUMMARY, publishing, write_receipt
     from components.settings import limit_threads, load_params, load_runtime
 
     started = time.time()
@@ -130,8 +130,9 @@ def _run_stage(args: argparse.Namespace) -> int:
             paths[name] = Path(value) if value is not None else None
             if value is not None:
                 inputs[name] = paths[name]
-    module = importlib.import_module(f"components.{args.verb}")
     out = Path(args.out)
+    _refuse_foreign(out, SUMMARY)
+    module = importlib.import_module(f"components.{args.verb}")
     with publishing(out) as part:
         cost = module.run(params, runtime, **paths, out=part)
     section = getattr(params, args.verb).model_dump(mode="json")
@@ -156,9 +157,18 @@ def _named_path(flag: str, text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
+def _refuse_foreign(out: Path, ours: str) -> None:
+    """A folder is replaced whole: only one that we wrote, or that is empty, may be named."""
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise SettingsError("command line", f"--out {str(out)!r} holds the folder you are in", "name a folder below it")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / ours).exists())):
+        raise SettingsError("command line", f"--out {str(out)!r} holds files of another origin", "name a new folder")
+
+
 def _run_world(args: argparse.Namespace) -> int:
     from components.world import write_world
 
+    _refuse_foreign(Path(args.out), "truth.parquet")
     write_world(Path(args.out), seed=args.seed)
     return 0
 

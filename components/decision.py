@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,29 @@ class Decision:
         return all(reason.passed for reason in self.reasons)
 
 
+# Blank on a screen though Unicode counts them as letters, marks or symbols.
+_INVISIBLE = frozenset(
+    map(chr, (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x2800, 0x3164, *range(0xFE00, 0xFE10)))
+) | frozenset(map(chr, range(0xE0100, 0xE01F0)))
+_MIN_LETTERS = 2  # of a name that can be asked who it was
+
+
+def plain(text: str) -> str:
+    """`text` as it reads: NFKC, single blanks, nothing that is invisible; empty if there is nothing to see."""
+    blanks = "".join(" " if char.isspace() else char for char in unicodedata.normalize("NFKC", text))
+    seen = (char for char in blanks if unicodedata.category(char) not in ("Cf", "Cc") and char not in _INVISIBLE)
+    return " ".join(unicodedata.normalize("NFKC", "".join(seen)).split())
+
+
+def _person(name: str) -> str:
+    """What two ways to write one name have in common: an invisible character may stand where a blank was."""
+    return unicodedata.normalize("NFKC", plain(name).casefold()).replace(" ", "")
+
+
+def _is_name(name: str) -> bool:
+    return sum(char.isalpha() for char in plain(name)) >= _MIN_LETTERS
+
+
 def decide(
     candidate: Evidence,
     incumbent: Evidence | None,
@@ -163,7 +187,7 @@ def decide(
         approver: who stands for it by name.
     """
     gates: Gates = getattr(policy.environments, environment)
-    name = (approver or "").strip()
+    name = plain(approver or "")
     reasons = [
         *(_enough_problems(candidate, split, least) for split, least in gates.min_problems.items()),
         *(_data_gate(candidate, stage) for stage in gates.data_gates),
@@ -241,16 +265,18 @@ def _not_worse(candidate: Evidence, incumbent: Evidence | None, wanted: Incumben
 def _rollback(candidate: Evidence, approver: str) -> Iterable[Reason]:
     if candidate.rolled_back:
         required = "a named approver, because it was rolled back here"
-        yield Reason("no rollback", bool(approver), candidate.rolled_back, required)
+        yield Reason("no rollback", _is_name(approver), candidate.rolled_back, required)
 
 
 def _approved(candidate: Evidence, approver: str) -> Reason:
     required = "a named approver who is not the trainer"
     if not approver:
         return Reason("approver", False, "nobody", required)
-    if not candidate.trainer:
+    if not _is_name(approver):
+        return Reason("approver", False, f"{approver!r} has fewer than {_MIN_LETTERS} letters", required)
+    if not plain(candidate.trainer):
         return Reason("approver", False, f"{approver}, but the trainer is unknown", required)
-    is_other = approver.casefold() != candidate.trainer.strip().casefold()
+    is_other = _person(approver) != _person(candidate.trainer)
     return Reason("approver", is_other, f"{approver} (trainer: {candidate.trainer})", required)
 
 

@@ -21,6 +21,7 @@ from components.records import (
     SCORE,
     SELECTION,
     read_json,
+    read_rows,
     read_table,
     row_images,
     seed_for,
@@ -83,6 +84,8 @@ def run(
     pool = _pool(read_table(candidates / "candidates.parquet", CANDIDATE), problems)
     errors = _step_errors(step_errors)
 
+    if not (prm / "prm").exists():
+        raise DataError(str(prm), "no folder prm: not what train writes", "name the folder written by train")
     scores: dict[str, dict[str, list[float]]] = {}  # scorer -> candidate or step-error id -> step scores
     digests = {}
     for name in ("prm", "blind"):
@@ -285,16 +288,7 @@ def _split_metrics(
 def _step_errors(path: Path | None) -> list[Row]:
     if path is None:
         return []
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    missing = [
-        name for name in ("id", "question", "image", "steps", "right_so_far", "step_kinds") if name not in table.column_names
-    ]
-    if missing:
-        raise DataError(str(path), f"no column {missing[0]!r}", f"it has {', '.join(table.column_names)}")
-    rows: list[Row] = table.to_pylist()
-    return rows
+    return read_rows(path, ["id", "question", "steps", "right_so_far", "step_kinds"])
 
 
 Truths = dict[str, dict[str, Any]]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from components.errors import DataError
 from components.lineage import SUMMARY
 from components.records import CONTINUATION, LABEL, SOLUTION, digest, prefix_id, read_table, write_json, write_table
 from components.render import paragraphs
@@ -68,6 +69,9 @@ def step_labels(
             states[row["problem_id"]][prefix_id(row["problem_id"], state)] = state
     outcomes: dict[str, list[tuple[State, Outcome]]] = defaultdict(list)
     for row in continuations:
+        if row["prefix_id"] not in states[row["problem_id"]]:
+            what = f"a continuation of prefix {row['prefix_id']}, which no solution has"
+            raise DataError("continuations.parquet", what, "the two files are not of one run: run rollout again")
         outcomes[row["problem_id"]].append(
             (states[row["problem_id"]][row["prefix_id"]], Outcome(tuple(row["steps"]), row["verdict"]))
         )

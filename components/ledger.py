@@ -6,6 +6,7 @@ no time and no user, and Prefect forgets after days: this file is the audit reco
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,10 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from components.errors import RefusedError
+from components.errors import DataError, RefusedError
 
 Action = Literal["promote", "rollback", "refuse", "done"]
 FIRST = "0" * 64  # what the first record names as the one before it
+_MOVE: dict[str, type] = {"environment": str, "version": str, "prm_digest": str, "actor": str, "time": str}
+_NEEDED: dict[str, dict[str, type]] = {
+    "promote": _MOVE,
+    "refuse": _MOVE,
+    "rollback": {**_MOVE, "reason": str},
+    "done": {"of": int, "moved": bool, "time": str},
+}
 
 
 def append(path: Path, action: Action, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,11 +36,21 @@ def append(path: Path, action: Action, content: Mapping[str, Any]) -> dict[str, 
 
     Raises:
         RefusedError: what the file already holds does not prove itself.
+        DataError: it cannot be written; it then holds what it held before.
+        ValueError: `content` lacks what `action` needs.
     """
+    try:
+        return _append(path, action, content)
+    except OSError as error:
+        hint = "free space or correct the rights of that folder, then run the same command again"
+        raise DataError(str(path), f"cannot be written: {error.strerror or error}", hint) from error
+
+
+def _append(path: Path, action: Action, content: Mapping[str, Any]) -> dict[str, Any]:
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with path.open("a+b", buffering=0) as file:  # no buffer: closing one would write what was just taken back
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         records = _proven(path, file.read())
@@ -43,10 +61,19 @@ def append(path: Path, action: Action, content: Mapping[str, Any]) -> dict[str, 
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "action": action,
         }
+        if fault := _lack(record):
+            raise ValueError(fault)
         record["sha256"] = _sha256(record)
-        file.write(json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+        rest = json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):  # then the half record stays, and the next command says so
+                file.truncate(size)
+            raise
     return record
 
 
@@ -56,7 +83,7 @@ def verify_ledger(path: Path) -> list[dict[str, Any]]:
     A record cut off at the end can only be noticed by somebody who kept a later hash: keep the last one elsewhere.
 
     Raises:
-        RefusedError: a record does not follow from the one before, or the last line is incomplete.
+        RefusedError: a record does not follow from the one before or lacks a field, or the last line is incomplete.
     """
     return _proven(path, path.read_bytes()) if path.exists() else []
 
@@ -94,6 +121,18 @@ def _fault(record: Any, number: int, previous: str) -> str | None:
         return f"does not follow the line before: previous is {record.get('previous')!r}, expected {previous!r}"
     if record.get("sha256") != _sha256(record):
         return f"its content does not give its SHA-256 {record.get('sha256')!r}"
+    return _lack(record)
+
+
+def _lack(record: Mapping[str, Any]) -> str | None:
+    """What is missing for its action: whoever reads a proven record may rely on these fields."""
+    action = record.get("action")
+    needed = _NEEDED.get(action) if isinstance(action, str) else None
+    if needed is None:
+        return f"action is {action!r}, expected one of {', '.join(_NEEDED)}"
+    for field, kind in needed.items():
+        if type(record.get(field)) is not kind:  # exactly: True is no number of a record
+            return f"a {action} record needs {field}, which is {record.get(field)!r}"
     return None
 
 

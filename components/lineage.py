@@ -36,7 +36,8 @@ def publishing(out: Path) -> Iterator[Path]:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
+        _sweep(out)
+        part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.{os.getpid()}-", suffix=".part"))
     except OSError as error:
         raise DataError(
             str(out.parent), f"cannot be written: {error.strerror}", "check its permissions and the free space"
@@ -65,6 +66,14 @@ def publishing(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _sweep(out: Path) -> None:
+    """Remove what killed runs of the same stage left beside `out`."""
+    for left in out.parent.glob(f".{out.name}.*-*.part"):
+        pid = left.name.removeprefix(f".{out.name}.").partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def receipt_path(home: Path, stage: str, output_sha256: str) -> Path:
     """Where the receipt of the run that made these bytes lies."""
     return home / "receipts" / stage / f"{output_sha256}.json"
@@ -90,7 +99,7 @@ def write_receipt(
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     output = tree_sha256(out)
     path = receipt_path(runtime.home, stage, output)
-    write_json(
+    _write(
         path,
         {
             "stage": stage,
@@ -109,6 +118,14 @@ def write_receipt(
         },
     )
     return path
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        write_json(path, content)
+    except OSError as error:
+        what = f"the output is in place, but its receipt cannot be written: {error.strerror}"
+        raise DataError(str(path), what, "check STEPFORGE_HOME and the free space; then run the stage again") from error
 
 
 def find_receipt(home: Path, stage: str, out: Path) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,12 @@ def fit(
     losses: list[float] = []
     start = 0
     if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
+            raise DataError(
+                str(checkpoint), f"unfinished work cannot be read: {error}", "delete it to start from the beginning"
+            ) from error
         module.load_state_dict(state["module"])
         optimiser.load_state_dict(state["optimiser"])
         start, losses = int(state["step"]), list(state["losses"])

@@ -112,9 +112,10 @@ class RewardModel(torch.nn.Module):
             "marker": self.renderer.marker,
             "renderer_digest": renderer.digest,
             "view": "picture" if self.sees else "blind",
-            "digest": weights_digest(folder),
             **contract,
         }
+        write_json(folder / CONTRACT, content)
+        content["digest"] = weights_digest(folder)
         write_json(folder / CONTRACT, content)
         return str(content["digest"])
 
@@ -194,13 +195,17 @@ def read_contract(folder: Path) -> dict[str, Any]:
             "no prm.json: not a process reward model",
             "name a folder written by train, such as artifacts/prm/prm",
         )
-    contract: dict[str, Any] = read_json(folder / CONTRACT)
+    contract = read_json(folder / CONTRACT)
+    missing = [key for key in ("marker", "renderer_digest", "view", "digest") if key not in contract]
+    if not isinstance(contract, dict) or missing:
+        raise EngineError(str(folder / CONTRACT), f"lacks {', '.join(missing)}", "the checkpoint was changed: dvc checkout")
     return contract
 
 
 def weights_digest(folder: Path) -> str:
-    """The digest of everything in a checkpoint but its contract."""
+    """The digest of everything in a checkpoint, its contract included, but the digest that stands there."""
     from components.records import digest
 
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != CONTRACT)
-    return digest("prm", [[p.name, tree_sha256(p)] for p in files])
+    contract = {key: value for key, value in read_json(folder / CONTRACT).items() if key != "digest"}
+    return digest("prm", [[p.name, tree_sha256(p)] for p in files], contract)

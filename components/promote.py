@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from components.decision import Decision, Evidence, Policy, decide
-from components.errors import DataError, RefusedError
+from components.decision import Decision, Evidence, Policy, decide, plain
+from components.errors import DataError, RefusedError, SettingsError
 from components.ledger import append, unfinished, verify_ledger
 from components.lineage import exclusive
 from components.records import SELECTION, read_json, read_table, tree_sha256, write_json
@@ -114,7 +114,9 @@ def read_evidence(folder: Path, *, trainer: str, rolled_back: str = "") -> Evide
 def register(
     tracking: Tracking, *, artifacts: Path, run_id: str, trainer: str, tags: Mapping[str, str] | None = None
 ) -> tuple[Version, bool]:
-    """The version in `dev` of the PRM under `artifacts`, and whether it is new: one PRM is registered once.
+    """The version in `dev` of the PRM and evidence under `artifacts`, and whether it is new.
+
+    One PRM with the same evidence is registered once; with new evidence it is a new version, to be judged again.
 
     Args:
         run_id: the run that keeps the evidence.
@@ -123,16 +125,17 @@ def register(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prm_digest = collect_evidence(artifacts, folder)
-        if found := tracking.version_of("dev", prm_digest):
+        evidence_sha256 = tree_sha256(folder)
+        if found := tracking.version_of("dev", prm_digest, evidence_sha256):
             return found, False
-        all_tags = {**(tags or {}), "trainer": trainer, "evidence_sha256": tree_sha256(folder)}
+        all_tags = {**(tags or {}), "trainer": trainer, "evidence_sha256": evidence_sha256}
         return tracking.register(prm_digest=prm_digest, run_id=run_id, tags=all_tags, evidence=folder), True
 
 
 def _evidence_of(tracking: Tracking, version: Version, rolled_back: str = "") -> Evidence:
     with tempfile.TemporaryDirectory() as name:
         folder = tracking.evidence(version, Path(name))
-        seen, registered = tree_sha256(folder), version.tags.get("evidence_sha256")
+        seen, registered = tree_sha256(folder), version.evidence_sha256
         if seen != registered:
             what = f"its evidence has SHA-256 {seen}, registered was {registered}"
             raise DataError(str(version), what, "the files in MLflow were changed: register the PRM again from its own run")
@@ -171,16 +174,18 @@ def promote(
     """Ask whether a version may become the champion of `environment`, and make it so if every gate passes.
 
     Args:
+        approver: who stands for it; kept in the ledger as it reads, without invisible characters.
         number: of the version in the environment before; default: dev's newest, or staging's champion.
     Raises:
         RefusedError: there is no such version, or the ledger does not prove itself.
         TryAgainError: another promotion is under way.
     """
+    approver = plain(approver or "") or None
     path = ledger_path(home)
     with _registry(tracking, home, environment) as records:
         version = _chosen(tracking, environment, number)
         champion = tracking.aliased(environment, "champion")
-        if champion is not None and champion.prm_digest == version.prm_digest:
+        if champion is not None and _is_same(champion, version):
             return Promotion(environment, champion, None)
         candidate = _evidence_of(tracking, version, _rolled_back(records, environment, version.prm_digest))
         incumbent = _evidence_of(tracking, champion) if champion else None
@@ -212,9 +217,13 @@ def rollback(tracking: Tracking, home: Path, *, environment: Gated, actor: str, 
     """Make the previous champion the champion again; returns it. A second rollback in a row is refused.
 
     Raises:
+        SettingsError: the reason is blank.
         RefusedError: there is nothing to go back to, or the ledger does not prove itself.
         TryAgainError: a promotion is under way.
     """
+    if not plain(reason):
+        hint = "say why in a few words: the ledger keeps them, and the next promotion shows them"
+        raise SettingsError(f"rollback in {environment}", f"the reason is {reason!r}", hint)
     path = ledger_path(home)
     with _registry(tracking, home, environment):
         champion, previous = tracking.aliased(environment, "champion"), tracking.aliased(environment, "previous")
@@ -230,13 +239,17 @@ def rollback(tracking: Tracking, home: Path, *, environment: Gated, actor: str, 
             "prm_digest": previous.prm_digest,
             "replaces": str(champion),
             "rolled_back": champion.prm_digest,
-            "reason": reason,
+            "reason": reason.strip(),
         }
         announced = append(path, "rollback", content)
         tracking.point(environment, "champion", previous)
         tracking.point(environment, "previous", None)
         append(path, "done", {"of": announced["seq"], "environment": environment, "moved": True})
         return previous
+
+
+def _is_same(one: Version, other: Version) -> bool:
+    return (one.prm_digest, one.evidence_sha256) == (other.prm_digest, other.evidence_sha256)
 
 
 def _chosen(tracking: Tracking, environment: Gated, number: int | None) -> Version:

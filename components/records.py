@@ -246,11 +246,37 @@ def read_arrow(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
             raise DataError(
                 str(path), f"no column {missing[0]!r}", "was it written by an older version? run its stage again"
             )
+        for name in wanted:
+            seen, known = file.schema_arrow.field(name).type, schema.field(name).type
+            if seen != known:
+                raise DataError(str(path), f"column {name!r} is {seen}, not {known}", "run its stage again")
         return file.read(columns=wanted)
     except FileNotFoundError as error:
         raise DataError(str(path), "no such file", "run the stage that makes it: stepforge retrain") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(str(path), f"not a readable Parquet file: {error}", "delete it and run its stage again") from error
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a Parquet file from outside: the named columns, and its pictures.
+
+    Raises:
+        DataError: the file is missing, is no Parquet file, lacks a column or has no rows.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise DataError(str(path), "no such file", "check the path") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(str(path), f"not a readable Parquet file: {error}", "write it again") from error
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise DataError(str(path), f"no column {missing[0]!r}", f"it has {', '.join(table.column_names)}")
+    if not table.num_rows:
+        raise DataError(str(path), "no rows", "at least one is needed")
+    pictures = [name for name in ("images", "image") if name in table.column_names][:1]
+    rows: list[dict[str, Any]] = table.select([*columns, *pictures]).to_pylist()
+    return rows
 
 
 def row_images(row: Mapping[str, Any]) -> tuple[bytes, ...]:

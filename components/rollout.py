@@ -51,6 +51,9 @@ def run(params: Params, runtime: Runtime, *, seeds: Path, policy: Path, out: Pat
     try:
         solutions = sample_solutions(engine, problems, params, num=params.rollout.num_solutions)
         usable = [row for row in solutions if is_usable(row)]
+        if not usable:
+            what = f"none of {len(solutions):,} solutions of {len(problems):,} problems is usable"
+            raise DataError("rollout", what, "look at the seeds, the policy and rollout.sampling.max_tokens")
         failed_frac = 1 - len(usable) / max(1, len(solutions))
         say("rollout", f"{len(solutions):,} solutions, {failed_frac:.1%} cut off or without a step")
         if failed_frac > params.rollout.max_failed_frac:

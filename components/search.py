@@ -89,7 +89,7 @@ def monte_carlo(
     With `reuse`, prefixes are visited from the shortest on, and a continuation of one that happens to pass
     through a longer one is an outcome of that too: given that it passed, its rest is a fair sample of the
     policy from there. How many pass does not depend on their verdicts, so nothing is biased. The solutions'
-    own tails are not used: they caused the prefixes to exist (METHODS.md, mistake 12).
+    own tails are not used: they caused the prefixes to exist.
 
     Args:
         prefixes: problem -> its distinct unfinished prefixes.

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from components.errors import DataError, SettingsError
 from components.lineage import SUMMARY, exclusive
 from components.progress import say
-from components.records import digest, row_images, seed_for, tree_sha256, write_json
+from components.records import digest, read_rows, row_images, seed_for, tree_sha256, write_json
 from components.settings import CheckpointBase, Optimiser, Params, Runtime, Sft
 
 
@@ -28,7 +26,7 @@ def run(params: Params, runtime: Runtime, *, demonstrations: Path | None, out: P
         DataError: the demonstrations lack a column or a row.
         EngineError: the base model cannot be loaded.
     """
-    from components.checkpoints import POLICY, describe, write_pointer
+    from components.checkpoints import POLICY, describe, files_digest, write_pointer
 
     settings = params.sft
     if not settings.enabled:
@@ -50,14 +48,14 @@ def run(params: Params, runtime: Runtime, *, demonstrations: Path | None, out: P
         )
 
     columns = {phase.column for phase in settings.phases} | ({"statements"} if settings.align else set())
-    rows = _read_demonstrations(demonstrations, sorted(columns))
+    rows = read_rows(demonstrations, ["question", *sorted(columns)])
     work_digest = digest(
         "sft-1", params.seed, settings.model_dump(mode="json"), tree_sha256(demonstrations), runtime.num_threads
     )
     with exclusive(runtime.home, f"sft-{work_digest}") as work:
         final_loss = _train(settings, params.seed, runtime, rows, work, out)
     shutil.rmtree(work, ignore_errors=True)
-    policy_digest = tree_sha256(out)[:32]
+    policy_digest = files_digest(out)
     write_json(out / POLICY, {"path_or_id": None, "revision": None, "digest": policy_digest})
     num_steps = settings.optimiser.num_steps
     write_json(
@@ -201,21 +199,3 @@ def _align(
 
     fit(parts, loss_at, settings, name="align", checkpoint=checkpoint)
     return float(np.mean(accuracies[-20:])) if accuracies else 1.0
-
-
-def _read_demonstrations(path: Path, columns: list[str]) -> list[dict[str, Any]]:
-    try:
-        table = pq.read_table(path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            str(path), f"not a readable Parquet file: {error}", "sft learns from a Parquet file of solved problems"
-        ) from error
-    picture = "images" if "images" in table.column_names else "image"
-    for name in ["question", *columns]:
-        if name not in table.column_names:
-            raise DataError(str(path), f"no column {name!r}", f"it has {', '.join(table.column_names)}")
-    wanted = ["question", *columns] + ([picture] if picture in table.column_names else [])
-    rows: list[dict[str, Any]] = table.select(wanted).to_pylist()
-    if not rows:
-        raise DataError(str(path), "no rows", "sft needs at least one demonstration")
-    return rows

@@ -49,7 +49,7 @@ class DatasetInput:
 
 @dataclass(frozen=True)
 class Version:
-    """One registered version: the same PRM has one in every environment it reached."""
+    """One registered version: a PRM with the evidence for it has one in every environment it reached."""
 
     environment: Environment
     number: int
@@ -57,6 +57,11 @@ class Version:
     created_at: float
     """Seconds since 1970."""
     tags: Mapping[str, str]
+
+    @property
+    def evidence_sha256(self) -> str:
+        """Of the evidence that it was registered with; empty if it names none."""
+        return self.tags.get("evidence_sha256", "")
 
     def __str__(self) -> str:
         """As MLflow addresses it: `prm.staging/3`."""
@@ -225,8 +230,8 @@ class Tracking:
         return _version("dev", made)
 
     def copy(self, version: Version, environment: Environment) -> Version:
-        """The same PRM as a version of another environment; made once, found again after that."""
-        found = self.version_of(environment, version.prm_digest)
+        """The same PRM and evidence as a version of another environment; made once, found again after that."""
+        found = self.version_of(environment, version.prm_digest, version.evidence_sha256)
         if found is not None:
             return found
         self._ensure_model(environment)
@@ -247,10 +252,10 @@ class Tracking:
         found = self._ask("search_model_versions", f"name = '{MODEL}.{environment}'")
         return sorted((_version(environment, one) for one in found), key=lambda version: version.number)
 
-    def version_of(self, environment: Environment, prm_digest: str) -> Version | None:
-        """The version that holds this PRM, or None."""
-        wanted = f"name = '{MODEL}.{environment}' and tags.prm_digest = '{prm_digest}'"
-        found = self._ask("search_model_versions", wanted)
+    def version_of(self, environment: Environment, prm_digest: str, evidence_sha256: str) -> Version | None:
+        """The version that holds this PRM with this evidence, or None."""
+        tags = f"tags.prm_digest = '{prm_digest}' and tags.evidence_sha256 = '{evidence_sha256}'"
+        found = self._ask("search_model_versions", f"name = '{MODEL}.{environment}' and {tags}")
         return _version(environment, found[0]) if found else None
 
     def aliased(self, environment: Environment, alias: Alias) -> Version | None:

@@ -22,6 +22,7 @@ from components.records import (
     SOLUTION,
     digest,
     read_json,
+    read_rows,
     read_table,
     row_images,
     seed_for,
@@ -91,6 +92,10 @@ def _side_by_side(jobs: list[tuple[Any, ...]], num_workers: int) -> None:
                 if process.exitcode != 0:
                     if not errors.empty():
                         raise errors.get()
+                    if process.exitcode >= 0:
+                        raise DataError(
+                            "train", f"a training process ended with {process.exitcode}", "its own lines stand above"
+                        )
                     raise DataError(
                         "train",
                         f"a training process ended with {process.exitcode}",
@@ -151,7 +156,7 @@ def _train(
     perception, accuracies = None, [float("nan")]
     if settings.perception is not None and statements is not None:
         task = settings.perception
-        perception = Perception(_read_statements(statements), model, corrupted_frac=task.corrupted_frac)
+        perception = Perception(read_rows(statements, ["question", "statements"]), model, corrupted_frac=task.corrupted_frac)
         warmed = perception
 
         def warmup_at(step: int) -> tuple[Any, str]:
@@ -213,21 +218,12 @@ def _examples(model: Any, seeds: Path, rollouts: Path, labels: Path) -> list[tup
         known = of_solution.get(row["solution_id"])
         if not known:
             continue
+        if row["problem_id"] not in problems or max(known) >= len(row["steps"]):
+            what = f"the labels of solution {row['solution_id']} do not fit its problem or its steps"
+            raise DataError(str(labels), what, "seeds, rollouts and labels are not of one run: run label again")
         problem = problems[row["problem_id"]]
         rendered = model.renderer.solution(row["steps"])
         markers = [rendered.markers[step] for step in sorted(known)]
         prompt = model.renderer.prompt(problem["question"], row_images(problem))
         examples.append((prompt, Rendered(rendered.ids, markers), [known[step] for step in sorted(known)]))
     return examples
-
-
-def _read_statements(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    picture = "images" if "images" in table.column_names else "image"
-    for column in ("question", "statements", picture):
-        if column not in table.column_names:
-            raise DataError(str(path), f"no column {column!r}", "statements come as question, image, statements")
-    rows: list[dict[str, Any]] = table.select(["question", "statements", picture]).to_pylist()
-    return rows

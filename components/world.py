@@ -1,7 +1,9 @@
 """The known-truth world: generated picture problems whose every step can be checked exactly.
 
-Owns the pictures, the questions, the planted mistakes and the checker. It is a measuring instrument: the
-policy and the PRM never see more of it than pictures, text and final answers.
+Owns the pictures, the questions, the planted mistakes and the checker. It is a measuring instrument. Of the
+seeds and the benchmarks, policy and PRM see pictures, text and final answers only. Of the demonstrations'
+pictures, which no other split shares, they also see the true readings: the policy to align its image tokens,
+the PRM for its perception task.
 
 A picture shows four coloured quantities in one of three families. A solution reads the quantities it needs
 and computes with them, one step a line:

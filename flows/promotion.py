@@ -51,7 +51,7 @@ def register_and_ask(
     trainer: str,
     tags: Mapping[str, str],
 ) -> tuple[Promotion, Version | None]:
-    """Register the PRM under `artifacts`, unless it is, and ask whether it may go to staging: answer and new version."""
+    """Register the PRM under `artifacts`, unless it is with this evidence, and ask for staging: answer and new version."""
     version, is_new = register(tracking, artifacts=artifacts, run_id=run_id, trainer=trainer, tags=tags)
     answer = promote(tracking, home, policy, environment="staging", actor=actor, number=version.number)
     return answer, version if is_new else None

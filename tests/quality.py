@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
+from components.records import digest, tree_sha256
+
 ROOT = Path(__file__).resolve().parent.parent
 NUM_RESAMPLES = 10_000
 
@@ -122,7 +124,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=ROOT / ".stepforge" / "quality")
     args = parser.parse_args()
-    folders = {seed: args.folder.absolute() / f"seed-{seed}" for seed in args.seeds}
+    made_by = digest((ROOT / "params.yaml").read_text(), (ROOT / "dvc.yaml").read_text(), tree_sha256(ROOT / "components"))
+    folders = {seed: args.folder.absolute() / made_by[:8] / f"seed-{seed}" for seed in args.seeds}
     for seed, folder in folders.items():
         run_seed(seed, folder)
     return 0 if report(folders) else 1

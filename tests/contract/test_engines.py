@@ -7,10 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import WRITERS, picture
 from scipy import stats
 
-from components.checkpoints import load_model, load_processor
+from components.checkpoints import files_digest, load_model, load_processor
 from components.engines import Completion, Prompt, hf, journaled, open_engine
 from components.engines.hf import HfEngine, _uniforms
 from components.engines.journaled import JournaledEngine
@@ -20,6 +19,7 @@ from components.records import write_json
 from components.render import Renderer
 from components.settings import Sampling, load_runtime
 from components.store import Journal
+from tests.conftest import WRITERS, picture
 
 QUESTIONS = ("bars : most minus least ?", "cards : total of red and blue ?", "labels : red plus blue times green ?")
 PREFILL = "red: 3\n\n"
@@ -228,12 +228,17 @@ def teacher_forced(engine, prompt, ids):
 
 
 @pytest.mark.parametrize("architecture", WRITERS)
-@pytest.mark.parametrize("sampling", [SAMPLING, GREEDY, Sampling(temperature=2.0, top_k=0, top_p=0.9, max_tokens=30)])
-def test_the_logprob_is_that_of_one_pass_over_the_whole_text(checkpoint, monkeypatch, architecture, sampling):
-    monkeypatch.setattr(hf, "_COMPACT_FRAC", 0.01)  # finished rows leave at once, so that the others change places
+@pytest.mark.parametrize("compact_frac", [0.01, 1.0], ids=["finished rows leave", "finished rows stay"])
+def test_the_logprob_is_that_of_one_pass_over_the_whole_text(checkpoint, monkeypatch, architecture, compact_frac):
+    monkeypatch.setattr(hf, "_COMPACT_FRAC", compact_frac)
     engine = Watched(checkpoint(architecture), device="cpu")
     engine.kind = architecture
-    for prompt in [*prompts_for(engine, seeds=range(25)), *prompts_for(engine, seeds=range(3), prefill=PREFILL)]:
+    loud = Sampling(temperature=2.0, top_k=0, top_p=0.9, max_tokens=30)
+    asked = [(prompt, loud) for prompt in prompts_for(engine, seeds=range(25))]
+    asked += [(prompt, SAMPLING) for prompt in prompts_for(engine, seeds=range(3), prefill=PREFILL)]
+    asked += [(prompt, GREEDY) for prompt in prompts_for(engine, seeds=range(2))]
+    lengths = set()
+    for prompt, sampling in asked:
         (row,) = engine.generate([prompt], sampling)
         for completion, ids in zip(row, engine.lines, strict=True):
             assert completion.num_tokens == len(ids)
@@ -242,6 +247,8 @@ def test_the_logprob_is_that_of_one_pass_over_the_whole_text(checkpoint, monkeyp
             assert completion.logprob == pytest.approx(expected, abs=1e-3)
             if sampling.temperature == 0:
                 assert logprobs.argmax(-1).tolist() == ids
+            lengths.add(len(ids))
+    assert len(lengths) > 3  # some ended while others went on
 
 
 @pytest.mark.parametrize("architecture", WRITERS)
@@ -335,6 +342,7 @@ def test_a_model_without_an_end_is_refused(checkpoint, tmp_path):
     content = json.loads(path.read_text())
     content.pop("eos_token_id")
     path.write_text(json.dumps(content))
+    write_json(folder / "policy.json", {"digest": files_digest(folder)})
     config = json.loads((folder / "config.json").read_text())
     assert load_model(folder, "cpu").generation_config.eos_token_id is None, config
     with pytest.raises(EngineError, match="names no end token"):

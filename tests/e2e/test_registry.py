@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.decision import Policy
-from components.errors import DataError, RefusedError, TryAgainError
+from components.errors import DataError, RefusedError, SettingsError, TryAgainError
 from components.ledger import append, verify_ledger
 from components.lineage import exclusive
 from components.promote import ledger_path, promote, register, rollback, strangers
@@ -136,6 +136,58 @@ def test_rollback_returns_to_the_champion_before_and_only_once(tracking, home, t
     assert actions(home) == ["promote", "done", "promote", "done", "rollback", "done", "refuse", "promote", "done"]
 
 
+def test_new_evidence_for_the_champions_prm_is_judged_again(tracking, home, trained, ask):
+    first = trained("a" * 32)
+    ask()
+    worse = trained("a" * 32, low=-0.01)
+    assert (str(worse), worse.prm_digest) == ("prm.dev/2", first.prm_digest)
+    assert worse.evidence_sha256 != first.evidence_sha256
+    refusal = ask()
+    assert [reason.gate for reason in refusal.decision.reasons if not reason.passed] == ["test: prm - random"]
+    assert str(tracking.aliased("staging", "champion")) == "prm.staging/1"
+    last = verify_ledger(ledger_path(home))[-1]
+    assert (last["action"], last["version"], last["replaces"]) == ("refuse", "prm.dev/2", "prm.staging/1")
+    better = trained("a" * 32, low=0.2)
+    assert ask().decision.is_promoted
+    champion = tracking.aliased("staging", "champion")
+    assert (str(champion), champion.evidence_sha256) == ("prm.staging/2", better.evidence_sha256)
+    assert str(tracking.aliased("staging", "previous")) == "prm.staging/1"
+    assert ask().decision is None
+    assert trained("a" * 32) == first  # the first evidence again: nothing new
+    assert [version.number for version in tracking.versions("dev")] == [1, 2, 3]
+    assert tracking.version_of("staging", "a" * 32, worse.evidence_sha256) is None
+    assert tracking.version_of("staging", "b" * 32, better.evidence_sha256) is None
+    assert tracking.version_of("staging", "a" * 32, first.evidence_sha256).number == 1
+    assert actions(home) == ["promote", "done", "refuse", "promote", "done"]
+    assert strangers(tracking, verify_ledger(ledger_path(home))) == []
+
+
+def test_what_was_rolled_back_stays_so_with_new_evidence(tracking, home, trained, ask):
+    trained("a" * 32)
+    ask()
+    trained("b" * 32)
+    ask()
+    rollback(tracking, home, environment="staging", actor="Grace", reason=" worse ")
+    assert [r["reason"] for r in verify_ledger(ledger_path(home)) if r["action"] == "rollback"] == ["worse"]
+    trained("b" * 32, low=0.2)
+    assert [reason.gate for reason in ask().decision.reasons if not reason.passed] == ["no rollback"]
+    assert ask(approver=" Grace\u00a0\u200b Hopper ").is_champion
+    moved = [record for record in verify_ledger(ledger_path(home)) if record["action"] == "promote"][-1]
+    assert (moved["approver"], moved["version"]) == ("Grace Hopper", "prm.staging/3")
+
+
+@pytest.mark.parametrize("reason", ["", " \t\n", "\u200b"])
+def test_a_rollback_without_a_reason_changes_nothing(tracking, home, trained, ask, reason):
+    for prm_digest in ("a" * 32, "b" * 32):
+        trained(prm_digest)
+        ask()
+    before = ledger_path(home).read_bytes()
+    with pytest.raises(SettingsError, match="rollback in staging: the reason is"):
+        rollback(tracking, home, environment="staging", actor="Grace", reason=reason)
+    assert ledger_path(home).read_bytes() == before
+    assert tracking.aliased("staging", "champion").prm_digest == "b" * 32
+
+
 def test_prod_takes_the_champion_of_staging_with_an_approver_who_did_not_train_it(tracking, trained, ask):
     with pytest.raises(RefusedError, match="staging has no champion"):
         ask("prod", approver="Grace")
@@ -222,6 +274,8 @@ def test_the_commands_say_what_happened_and_exit_with_5_for_a_refusal(home, trai
     assert "REFUSED  test problems: 4; required: at least 400" in said
     assert main(["rollback", "--in", "staging", "--reason", "worse"]) == 5
     assert "error: rollback in staging: no previous version" in capsys.readouterr().err
+    assert main(["rollback", "--in", "staging", "--reason", " "]) == 2
+    assert "error: rollback in staging: the reason is ' '" in capsys.readouterr().err
     assert main(["registry"]) == 0
     said = capsys.readouterr().out
     assert "prm.dev/1" in said

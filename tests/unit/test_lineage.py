@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,22 @@ def test_an_output_that_cannot_be_put_in_place_leaves_the_old_one(out):
         (part / "a").write_text("new")
         part.rename(part.with_name("moved away"))  # someone cleans up behind our back
     assert content(out) == {"a": "old"}
+
+
+def test_an_interruption_between_the_two_renames_leaves_the_old_output(out, monkeypatch):
+    published(out, a="old")
+    rename = Path.replace
+
+    def interrupted(path, target):
+        if path.suffix == ".part":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with pytest.raises(KeyboardInterrupt), publishing(out) as part:
+        (part / "a").write_text("new")
+        monkeypatch.setattr(Path, "replace", interrupted)
+    assert content(out) == {"a": "old"}
+    assert names(out.parent) == ["seeds"]
 
 
 # argv: home, name; holds the work folder until its input ends

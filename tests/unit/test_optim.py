@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from conftest import picture
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from components.errors import DataError
 from components.optim import batch_rows, fit, freeze_vision, learning_rate
 from components.render import Renderer, join_tensors
 from components.settings import Optimiser
+from tests.conftest import picture
 
 SETTINGS = Optimiser(num_steps=23, batch_size=4, learning_rate=0.05, warmup_steps=3)
 
@@ -177,7 +177,7 @@ def test_frozen_parameters_stay_and_the_others_learn():
 
 @pytest.mark.parametrize("architecture", ["internvl", "llava", "qwen2_5_vl"])
 def test_a_frozen_vision_encoder_neither_learns_nor_leaves_evaluation(checkpoint, architecture):
-    model = load_model(checkpoint(architecture), "cpu")
+    model = load_model(checkpoint(architecture), "cpu").train()
     eyes = model.model.visual if architecture == "qwen2_5_vl" else model.model.vision_tower
     assert freeze_vision(model) == sum(p.numel() for p in eyes.parameters()) > 0
     model.train()

@@ -6,10 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import picture
 
 from components.perception import Perception
 from components.prm import RewardModel
+from tests.conftest import picture
 
 ROWS = [
     {

@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from conftest import WRITERS, picture
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components import prm
 from components.errors import DataError, EngineError
 from components.prm import Reading, RewardModel, read_contract, soft_label_loss
+from tests.conftest import WRITERS, picture
 
 MARKER, LABELS = "<prm>", ("+", "-")
 QUESTION = "bars : total of red and blue ?"

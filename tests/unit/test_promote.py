@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.decision import Evidence, Policy, decide, load_policy
+from components import ledger
+from components.decision import Evidence, Policy, decide, load_policy, plain
 from components.errors import DataError, RefusedError, SettingsError
 from components.ledger import FIRST, append, unfinished, verify_ledger
 from components.promote import acting_as, collect_evidence, in_force, read_evidence
@@ -167,9 +169,45 @@ def test_prod_needs_a_named_approver_who_is_not_the_trainer(trainer, approver, i
     assert decide(evidence(trainer=trainer), None, POLICY, "prod", approver).is_promoted is is_promoted
 
 
+@pytest.mark.parametrize(
+    ("approver", "is_promoted"),
+    [
+        ("Grace Hopper", True),
+        ("Ada", True),
+        ("李明", True),
+        ("ADA  LOVELACE", False),
+        ("Ada\u00a0Lovelace", False),
+        ("Ada\tLovelace", False),
+        ("Ada\u200bLovelace", False),
+        ("A\u200bda Love\u00adlace\ufeff", False),
+        ("Ada Lovelace\x00", False),
+        ("\uff21da Lovelace", False),
+        ("Ada\u2800Lovelace\u3164\ufe0f", False),
+        ("\u200b", False),
+        ("\u3164\u3164", False),
+        ("A.", False),
+        ("123", False),
+    ],
+)
+def test_the_trainers_name_written_otherwise_is_still_the_trainer(approver, is_promoted):
+    decision = decide(evidence(trainer=" ada lovelace "), None, POLICY, "prod", approver)
+    assert [reason.passed for reason in decision.reasons if reason.gate == "approver"] == [is_promoted]
+
+
+def test_a_trainer_whose_name_cannot_be_seen_is_unknown():
+    assert refused(evidence(trainer="\u200b"), environment="prod", approver="Grace") == ["approver"]
+
+
+def test_a_name_reads_as_it_is_kept():
+    assert plain(" Grace\u00a0\t Hopper\u200b\n") == "Grace Hopper"
+    assert plain("\u200b \x00") == ""
+
+
 def test_what_was_rolled_back_comes_again_only_with_somebody_standing_for_it():
     assert refused(evidence(rolled_back="rolled back by Ada: worse")) == ["no rollback"]
     assert refused(evidence(rolled_back="rolled back by Ada: worse"), approver="Grace") == []
+    for nobody in ("\u200b", "-", "x"):
+        assert refused(evidence(rolled_back="rolled back by Ada: worse"), approver=nobody) == ["no rollback"]
 
 
 # The policy file
@@ -297,7 +335,8 @@ def test_two_processes_appending_at_once_make_one_unbroken_chain(tmp_path):
     path = tmp_path / "ledger.jsonl"
     code = (
         "import sys; from pathlib import Path; from components.ledger import append\n"
-        "for i in range(40): append(Path(sys.argv[1]), 'refuse', {'environment': 'staging', 'who': sys.argv[2], 'i': i})"
+        "for i in range(40): append(Path(sys.argv[1]), 'refuse', \n"
+        "    {'environment': 'staging', 'version': 'v', 'prm_digest': 'p', 'actor': sys.argv[2], 'i': i})"
     )
     root = Path(__file__).parents[2]
     both = [subprocess.Popen([sys.executable, "-c", code, str(path), name], cwd=root) for name in "ab"]
@@ -305,7 +344,7 @@ def test_two_processes_appending_at_once_make_one_unbroken_chain(tmp_path):
     records = verify_ledger(path)
     assert len(records) == 80
     for name in "ab":
-        assert [record["i"] for record in records if record["who"] == name] == list(range(40))
+        assert [record["i"] for record in records if record["actor"] == name] == list(range(40))
 
 
 def test_a_move_without_its_done_is_unfinished_and_one_that_never_moved_is_not_in_force(tmp_path):
@@ -319,3 +358,73 @@ def test_a_move_without_its_done_is_unfinished_and_one_that_never_moved_is_not_i
     records = verify_ledger(path)
     assert unfinished(records, "staging") == []
     assert [record["seq"] for record in in_force(records, "staging")] == [1]
+
+
+@pytest.mark.parametrize("spare", [0, 10])
+def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, spare):
+    path = tmp_path / "ledger.jsonl"
+    append(path, "refuse", note())
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + spare, hard))  # `spare` bytes are written, then no more
+    try:
+        with pytest.raises(DataError) as caught:
+            append(path, "refuse", note())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (caught.value.place, caught.value.what) == (str(path), "cannot be written: File too large")
+    assert path.read_bytes() == before
+    assert append(path, "refuse", note())["seq"] == 2
+
+
+def test_a_record_that_never_reached_the_disk_is_taken_back(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+    append(path, "refuse", note())
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ledger.os, "fsync", full)
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        append(path, "promote", note())
+    assert path.read_bytes() == before
+
+
+MOVE = {"environment": "staging", "version": "prm.staging/1", "prm_digest": "abc", "actor": "Ada", "time": "2025-01-01"}
+NEEDS = [(action, MOVE, field) for action in ("promote", "rollback", "refuse") for field in MOVE] + [
+    ("rollback", MOVE, "reason"),
+    ("done", {"of": 1, "moved": True, "time": "2025-01-01"}, "of"),
+    ("done", {"of": 1, "moved": True, "time": "2025-01-01"}, "moved"),
+]
+
+
+@pytest.mark.parametrize(("action", "fields", "field"), NEEDS)
+def test_a_record_that_lacks_what_its_action_needs_is_a_broken_ledger(tmp_path, action, fields, field):
+    path = tmp_path / "ledger.jsonl"
+    whole = {**fields, "reason": "worse", "seq": 1, "previous": FIRST, "action": action}
+    for value in (..., None, ["x"]):
+        record = {key: kept for key, kept in whole.items() if key != field} | ({} if value is ... else {field: value})
+        record["sha256"] = ledger._sha256(record)
+        path.write_text(json.dumps(record) + "\n")
+        with pytest.raises(RefusedError) as caught:
+            verify_ledger(path)
+        assert caught.value.place == f"{path} line 1"
+        assert caught.value.what == f"a {action} record needs {field}, which is {record.get(field)!r}"
+    whole["sha256"] = ledger._sha256(whole)
+    path.write_text(json.dumps(whole) + "\n")
+    assert verify_ledger(path) == [whole]
+
+
+def test_a_record_of_no_known_action_is_a_broken_ledger_and_none_is_appended(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    for action in (None, "erase", ["done"]):
+        record = {**MOVE, "seq": 1, "previous": FIRST, "action": action}
+        record["sha256"] = ledger._sha256(record)
+        path.write_text(json.dumps(record) + "\n")
+        with pytest.raises(RefusedError, match="action is"):
+            verify_ledger(path)
+    path.unlink()
+    with pytest.raises(ValueError, match="a done record needs of, which is None"):
+        append(path, "done", {"moved": True})
+    assert path.read_bytes() == b""

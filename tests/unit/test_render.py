@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import byte_tokenizer, picture
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from components import world
 from components.checkpoints import load_processor
 from components.errors import DataError
 from components.render import Renderer, join_tensors, padded, paragraphs, prefill, split_steps
+from tests.conftest import byte_tokenizer, picture
 
 # The tiny tokenizer by hand: nine special tokens, then 29 words, then the numbers from 0, then the blank line.
 PAD, UNK, USER, ASSISTANT, END, IMG, END_IMG, IMAGE, VIDEO = range(9)

@@ -125,6 +125,7 @@ def test_every_prefix_gets_as_many_outcomes_as_asked_for_and_none_is_asked_twice
     batches, stored = searched(problems, num=num, reuse=reuse, rng=rng)
     asked = [(r.problem, r.state) for batch in batches for r in batch]
     assert len(asked) == len(set(asked))
+    assert all(request.num > 0 for batch in batches for request in batch)
     for problem, prefixes in problems.items():
         for counts in tally(prefixes, stored[problem], reuse=reuse).values():
             assert counts.num >= num if reuse else counts.num == num

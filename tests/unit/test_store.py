@@ -195,3 +195,15 @@ def test_a_journal_that_another_process_holds_for_long_is_to_be_tried_again(tmp_
     assert one.get(KEYS[:1]) == {KEYS[0]: row(0)}
     one.close()
     two.close()
+
+
+def test_a_full_disk_is_said_and_what_was_there_stays(journal):
+    journal.put([(KEYS[0], row(0))])
+    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.execute(f"PRAGMA max_page_count={pages + 2}")
+    with pytest.raises(DataError, match="database or disk is full"):
+        journal.put((key, row(i, "x" * 500)) for i, key in enumerate(KEYS))
+    assert journal.get(KEYS) == {KEYS[0]: row(0)}
+    journal._db.execute("PRAGMA max_page_count=100000")
+    journal.put([(KEYS[1], row(1))])
+    assert set(journal.get(KEYS)) == set(KEYS[:2])

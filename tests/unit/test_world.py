@@ -121,6 +121,13 @@ def test_a_sum_may_be_begun_before_all_is_read_but_not_with_what_has_not_been_re
     assert verdicts(TOTAL, "red: 3", "3 + 5 = 8", "blue: 5")[0] == "101"
 
 
+def test_other_methods_need_every_quantity_before_they_compute():
+    assert verdicts(PRODUCT, "blue: 5", "green: 4", "5 * 4 = 20", "red: 3") == ("1101", "1111")
+    assert verdicts(PERIMETER, "red: 3", "3 + 5 = 8") == ("10", "11")
+    assert verdicts(RANGE, "red: 3", "yellow: 9", "9 - 3 = 6")[0] == "110"
+    assert verdicts(TOTAL, "answer: 12", "red: 3")[0] == "01"
+
+
 def test_no_quantity_is_added_twice():
     assert verdicts(TOTAL, "red: 3", "blue: 5", "green: 4", "3 + 3 = 6")[0] == "1110"
     assert verdicts(TOTAL, "red: 3", "blue: 5", "green: 4", "8 + 5 = 13")[0] == "1110"
