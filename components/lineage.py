@@ -50,7 +50,7 @@ def publishing(out: Path) -> Iterator[Path]:
             old = out.replace(stale / out.name)
             try:
                 part.replace(out)
-            except OSError:
+            except BaseException:  # Ctrl-C between the two renames too
                 old.replace(out)
                 raise
             finally:

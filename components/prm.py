@@ -24,6 +24,7 @@ from components.render import Encoded, Rendered, Renderer, join_tensors, padded
 
 CONTRACT = "prm.json"
 _HEAD = "head.safetensors"
+_PROBE = "a step: 3 + 20 = 23\n\nanswer: 23"  # must be split alike before and after a tokenizer is saved
 _BATCH_TOKENS = 16_384  # tokens a scoring batch, padding included
 
 
@@ -107,6 +108,12 @@ class RewardModel(torch.nn.Module):
         copy_processor_files(policy, folder)
         self.renderer.tokenizer.save_pretrained(folder)  # it has gained the marker
         renderer = Renderer(load_processor(folder), marker=self.renderer.marker)
+        if renderer.text_ids(_PROBE) != self.renderer.text_ids(_PROBE):
+            raise EngineError(
+                str(folder),
+                "its tokenizer splits text differently once saved",
+                "use a tokenizer that its class reloads as it is",
+            )
         content = {
             "format": 1,
             "marker": self.renderer.marker,

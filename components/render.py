@@ -110,10 +110,6 @@ class Renderer:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
-    def steps_ids(self, steps: Sequence[str]) -> list[int]:
-        """Token ids of steps as a policy writes them: each followed by a blank line."""
-        return [token for step in steps for token in self.text_ids(step + STEP_SEPARATOR)]
-
     def solution(self, steps: Sequence[str]) -> Rendered:
         """Token ids of steps as the reward model reads them: each followed by the marker.
 

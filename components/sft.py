@@ -54,7 +54,7 @@ def run(params: Params, runtime: Runtime, *, demonstrations: Path | None, out: P
     )
     with exclusive(runtime.home, f"sft-{work_digest}") as work:
         final_loss = _train(settings, params.seed, runtime, rows, work, out)
-    shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     policy_digest = files_digest(out)
     write_json(out / POLICY, {"path_or_id": None, "revision": None, "digest": policy_digest})
     num_steps = settings.optimiser.num_steps

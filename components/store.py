@@ -25,7 +25,7 @@ _KEYS_PER_QUERY = 500
 
 
 class Journal:
-    """Completions by key. What `put` returned from is safe on disk; a half-written row is never seen."""
+    """Completions by key. What `put` returned from survives a kill; a half-written row is never seen."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,7 +63,8 @@ class Journal:
                 self._db.executemany("INSERT INTO completion VALUES (?, ?, ?, ?, ?) ON CONFLICT(key) DO NOTHING", values)
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk makes SQLite roll back by itself
+                    self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
             raise self._readable(error) from error

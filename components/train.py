@@ -66,7 +66,7 @@ def run(
         ]
         _side_by_side(jobs, runtime.num_workers)
         reports = {name: read_json(work / f"{name}-report.json") for name in names}
-    shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     summary = {**reports["prm"], "controls": params.train.controls, "prm_digest": reports["prm"]["digest"]}
     summary |= {f"{name}_final_loss": reports[name]["final_loss"] for name in params.train.controls}
     summary.pop("digest")
