@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 export DO_NOT_TRACK=true DVC_NO_ANALYTICS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false GX_ANALYTICS_ENABLED=false \
        HF_HUB_DISABLE_TELEMETRY=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1
 
-.PHONY: setup demo test check docs lock quality setup-vllm clean help
+.PHONY: setup demo test check docs lock quality setup-vllm test-vllm bench-engine clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,7 +21,7 @@ $(READY): requirements.lock pyproject.toml
 	  { echo "error: $(PYTHON): $$($(PYTHON) --version 2>&1) is not 3.11 - 3.13"; echo "hint: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[model,gates,flow,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[model,verify,gates,flow,test]'
 	@touch $(READY)
 
 demo: setup  ## the main job: data, policy, labels, reward model, comparison, promoted version, page
@@ -41,13 +41,20 @@ docs: setup  ## write docs/commands.md anew
 	@$(BIN)/python docs/reference.py
 
 lock: setup  ## write requirements.lock from what .venv has
-	@$(BIN)/python infra/resolve.py model gates flow test > requirements.lock.new && mv requirements.lock.new requirements.lock
+	@$(BIN)/python infra/resolve.py model verify gates flow test > requirements.lock.new && mv requirements.lock.new requirements.lock
 
 quality: setup  ## the demo's quality over three seeds, with pooled intervals (about 20 minutes)
 	@$(BIN)/python tests/quality.py --seeds 0 1 2
 
 setup-vllm:  ## install vLLM's own environment into .venv-vllm
 	@PYTHON="$(PYTHON)" bash infra/setup_vllm.sh .venv-vllm requirements-vllm.lock
+
+test-vllm: setup-vllm  ## the engines' suite with vLLM itself, in process and as a server, in vLLM's own environment
+	@OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(CURDIR)/.venv-vllm/bin/python -m pytest -p no:cacheprovider \
+	  tests/contract/test_engines.py tests/contract/test_engines_vllm.py -k 'vllm or server or scripted' --durations=5
+
+bench-engine: setup  ## generated tokens per CPU-second against plain transformers, in one run (about 2 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_engine
 
 clean:  ## remove what runs left behind; keeps the environments and the journal of paid work
 	rm -rf artifacts data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

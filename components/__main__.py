@@ -1,6 +1,6 @@
 """`python -m components VERB`: the stages with no orchestration installed."""
 
-from components.cli import main
+from components.cli import leave, main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -42,6 +42,26 @@ def describe(path_or_id: str, revision: str | None) -> dict[str, Any]:
     return {"path_or_id": path_or_id, "revision": revision, "digest": digest("hub", path_or_id, revision)}
 
 
+def describe_served(model: str, revision: str) -> dict[str, Any]:
+    """What names a policy that only a server has: all that is known of it is what it is called.
+
+    Raises:
+        EngineError: a name is empty.
+    """
+    if not model.strip() or not revision.strip():
+        raise EngineError(f"{model!r}, {revision!r}", "a served model has a name and a revision", "see sft.base")
+    return {"path_or_id": None, "revision": revision, "served": model, "digest": digest("served", model, revision)}
+
+
+def served_names(folder: Path) -> list[str]:
+    """The names under which a server may list the policy of `folder`, the surest first."""
+    described = _described(folder)
+    if described.get("served"):
+        return [described["served"]]
+    where = described.get("path_or_id") or str(folder)
+    return list(dict.fromkeys([str(described["digest"]), where, str(Path(where).resolve())]))
+
+
 def write_pointer(folder: Path, described: dict[str, Any]) -> None:
     """Make `folder` stand for a checkpoint that lies elsewhere, without copying it."""
     write_json(folder / POLICY, described)
@@ -84,6 +104,9 @@ def location(folder: Path) -> tuple[str, str | None]:
     if (folder / "config.json").exists():
         return str(folder), None
     described = _described(folder)
+    if described.get("served"):
+        what = f"{described['served']!r} is a model on a server: its weights are not here"
+        raise EngineError(str(folder), what, "set STEPFORGE_ENGINE=server and STEPFORGE_SERVER_URL, or name a checkpoint")
     if not described.get("path_or_id"):
         raise EngineError(str(folder), "no config.json: its checkpoint is incomplete", "run sft again, or dvc checkout")
     return described["path_or_id"], described.get("revision")

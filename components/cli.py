@@ -6,14 +6,16 @@ Starts light: a stage's module is imported when its verb is used, and not before
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from components.errors import SettingsError, StepForgeError
 
@@ -39,6 +41,7 @@ class Stage:
 
 _SEEDS = Arg("--seeds", "folder written by curate")
 _POLICY = Arg("--policy", "folder written by sft")
+_ROLLOUTS = Arg("--rollouts", "folder written by rollout")
 _SPLITS = Arg("--split", "NAME=FILE, a benchmark in the problem format; repeatable", many=True, named=True)
 
 STAGES: dict[str, Stage] = {
@@ -54,13 +57,20 @@ STAGES: dict[str, Stage] = {
         "demonstrations -> the policy (MM-Policy)",
         (Arg("--demonstrations", "Parquet file of solved problems", optional=True),),
     ),
-    "rollout": Stage("seeds -> solutions and Monte-Carlo continuations of every prefix", (_SEEDS, _POLICY)),
-    "label": Stage("rollouts -> step labels with their counts", (_SEEDS, Arg("--rollouts", "folder written by rollout"))),
+    "rollout": Stage("seeds -> solutions, and continuations of their prefixes", (_SEEDS, _POLICY)),
+    "label": Stage(
+        "rollouts -> step labels with their counts",
+        (
+            _SEEDS,
+            _ROLLOUTS,
+            Arg("--second", "labels of the same solutions by another completer or judge: keep what agrees", optional=True),
+        ),
+    ),
     "train": Stage(
         "labels -> the process reward model and its blind control",
         (
             _SEEDS,
-            Arg("--rollouts", "folder written by rollout"),
+            _ROLLOUTS,
             Arg("--labels", "folder written by label"),
             _POLICY,
             Arg("--statements", "Parquet file of pictures with true statements", optional=True),
@@ -79,7 +89,17 @@ STAGES: dict[str, Stage] = {
     ),
 }
 
+BESIDE: dict[str, Stage] = {
+    "regrade": Stage(
+        "stored rollouts under today's verifier, and a report of what changes; samples nothing",
+        (_SEEDS, _ROLLOUTS, Arg("--labels", "folder written by label, to compare with", optional=True)),
+    ),
+}
+"""Verbs that write a folder as stages do, but are no part of the pipeline."""
+
+_GRADE = "Grade a file of gold fields and responses; for example: grade outputs.jsonl --rule mathvista --official true_false"
 Verb = Callable[[argparse.Namespace], int]
+INTERRUPTED = 130  # the exit code after Ctrl-C or SIGTERM
 
 
 def build_parser(program: str = "python -m components") -> tuple[argparse.ArgumentParser, Any]:
@@ -88,7 +108,7 @@ def build_parser(program: str = "python -m components") -> tuple[argparse.Argume
         prog=program, description="From raw multimodal problems to a promoted process reward model."
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, stage in STAGES.items():
+    for name, stage in (STAGES | BESIDE).items():
         sub = verbs.add_parser(name, help=stage.help, description=stage.help)
         for arg in stage.args:
             kind = "append" if arg.many else "store"
@@ -102,8 +122,99 @@ def build_parser(program: str = "python -m components") -> tuple[argparse.Argume
     )
     sub.add_argument("--out", default="data", help="folder to write (default: data)")
     sub.add_argument("--seed", type=int, default=0, help="another seed is another world (default: 0, pinned by data.dvc)")
+    sub.add_argument(
+        "--task", default="maths", choices=("maths", "scene"), help="the task whose world it is (default: maths)"
+    )
     sub.set_defaults(call=_run_world)
+    sub = verbs.add_parser(
+        "grade", help="verdicts on any file of responses, compared with official ones", description=_GRADE
+    )
+    sub.add_argument("file", metavar="FILE", help="JSONL, JSON, CSV or Parquet file of gold fields and responses")
+    sub.add_argument(
+        "--rule", required=True, help="how this benchmark is graded, for example mathvista; auto reads the type"
+    )
+    sub.add_argument("--response", metavar="FIELD", help="field of the response, or of a list of them (default: the rule's)")
+    sub.add_argument("--official", metavar="FIELD", help="field of an official verdict to compare with")
+    sub.add_argument("--inverted", action="store_true", help="the official field says 0 or no for right")
+    sub.add_argument("--gold", metavar="FILE", help="file of the gold rows, joined by id, if FILE lacks their fields")
+    sub.add_argument("--on", metavar="FIELD", help="the id field to join by (default: the first that both have)")
+    sub.add_argument("--out", metavar="FILE", help="write every verdict as JSON lines")
+    sub.set_defaults(call=_run_grade)
+    _add_choose(verbs)
+    _add_import(verbs)
+    _add_export(verbs)
+    _add_explain(verbs)
     return parser, verbs
+
+
+LABEL_FORMATS = "visualprm400k, visualprm_raw, mmprm_tree, mmprm_rows, prm800k, math_shepherd, stepwise, parquet"
+
+
+def _add_import(verbs: Any) -> None:
+    what = "labels from elsewhere -> a folder that stands in for seeds, rollouts and labels"
+    example = "stepforge import labels.jsonl --as stepwise --out artifacts/imported"
+    sub = verbs.add_parser("import", help=what, description=what, epilog=f"example: {example}")
+    sub.add_argument("file", nargs="+", help="JSON, JSONL or Parquet file, or a folder of them")
+    sub.add_argument("--as", required=True, dest="format", metavar="FORMAT", help=LABEL_FORMATS)
+    sub.add_argument("--images", help="folder below which pictures are looked for (default: the file's own)")
+    sub.add_argument("--task", default="maths", help="decides what the units of a solution are (default: maths)")
+    sub.add_argument("--max-quarantined-frac", type=float, default=0.1, help="with more bad rows it fails (default: 0.1)")
+    sub.add_argument("--out", required=True, help="folder to write; replaced whole, or left as it was")
+    sub.set_defaults(call=_run_import)
+
+
+def _add_export(verbs: Any) -> None:
+    what = "labelled solutions -> a file in another format"
+    example = "stepforge export --as visualprm_raw --out exported"
+    sub = verbs.add_parser("export", help=what, description=what, epilog=f"example: {example}")
+    _add_labelled(sub)
+    sub.add_argument("--as", required=True, dest="format", metavar="FORMAT", help=LABEL_FORMATS)
+    sub.add_argument(
+        "--out", required=True, help="folder, or a .jsonl or .parquet file where there are no pictures beside it"
+    )
+    sub.set_defaults(call=_run_export)
+
+
+def _add_explain(verbs: Any) -> None:
+    what = "a label -> its problem, its step and every continuation that counted, recounted"
+    description = f"{what[0].upper()}{what[1:]}. Exit code 5 if they contradict the label."
+    sub = verbs.add_parser(
+        "explain", help=what, description=description, epilog="example: stepforge explain 1f0c9a --html x.html"
+    )
+    sub.add_argument("label_id", help="the id of a label, or its first characters (at least 6)")
+    _add_labelled(sub)
+    sub.add_argument("--task", help="whose units name the prefix (default: the one that fits)")
+    sub.add_argument("--html", help="write one self-contained page instead of printing")
+    sub.set_defaults(call=_run_explain)
+
+
+def _add_labelled(sub: argparse.ArgumentParser) -> None:
+    for flag, stage in (("seeds", "curate"), ("rollouts", "rollout"), ("labels", "label")):
+        folder = f"artifacts/{flag}"
+        sub.add_argument(f"--{flag}", default=folder, help=f"folder written by {stage}, or by import (default: {folder})")
+
+
+def _add_choose(verbs: Any) -> None:
+    help = "the solutions to label next, for a budget of tokens: convincing wrong ones, and uncertain ones"
+    example = "stepforge choose --seeds artifacts/seeds --rollouts artifacts/rollouts --labels artifacts/labels"
+    example += " --prm artifacts/prm --budget-tokens 100000 --out artifacts/chosen"
+    sub = verbs.add_parser("choose", help=help, description=help, epilog=f"example: {example}")
+    sub.add_argument("--seeds", required=True, help="folder written by curate")
+    sub.add_argument("--rollouts", required=True, help="folder written by rollout")
+    sub.add_argument("--labels", help="folder written by label: what it knows well is left out")
+    sub.add_argument("--prm", required=True, help="folder written by train")
+    sub.add_argument("--budget-tokens", type=int, required=True, help="what labelling the chosen solutions may cost")
+    sub.add_argument("--convincing-frac", type=float, default=0.8, help="share of convincing wrong ones (default: 0.8)")
+    sub.add_argument("--max-per-problem", type=int, default=2, help="solutions of one problem at most (default: 2)")
+    sub.add_argument("--max-sd", type=float, default=0.1, help="a label this narrow is good enough (default: 0.1)")
+    sub.add_argument(
+        "--num-continuations", type=int, default=16, help="expected continuations of a prefix (default: 16, brute force)"
+    )
+    aggregations = ("min", "product", "mean", "last", "max")
+    sub.add_argument("--aggregation", choices=aggregations, default="min", help="of step scores to one score (default: min)")
+    sub.add_argument("--params", default="params.yaml", help="settings file (default: params.yaml)")
+    sub.add_argument("--out", required=True, help="folder to write; its seeds.parquet is what rollout runs on next")
+    sub.set_defaults(call=_run_choose)
 
 
 def _run_stage(args: argparse.Namespace) -> int:
@@ -116,7 +227,7 @@ def _run_stage(args: argparse.Namespace) -> int:
     limit_threads(runtime.num_threads)
     paths: dict[str, Any] = {}
     inputs: dict[str, Path] = {}
-    for arg in STAGES[args.verb].args:
+    for arg in (STAGES | BESIDE)[args.verb].args:
         name = arg.flag.removeprefix("--").replace("-", "_")
         value = getattr(args, name)
         if arg.named:
@@ -135,7 +246,7 @@ def _run_stage(args: argparse.Namespace) -> int:
     module = importlib.import_module(f"components.{args.verb}")
     with publishing(out) as part:
         cost = module.run(params, runtime, **paths, out=part)
-    section = getattr(params, args.verb).model_dump(mode="json")
+    section = getattr(params, args.verb).model_dump(mode="json") if args.verb in STAGES else {}
     write_receipt(
         runtime,
         stage=args.verb,
@@ -165,11 +276,108 @@ def _refuse_foreign(out: Path, ours: str) -> None:
         raise SettingsError("command line", f"--out {str(out)!r} holds files of another origin", "name a new folder")
 
 
+def _run_grade(args: argparse.Namespace) -> int:
+    from components.grade import run
+
+    return run(args)
+
+
 def _run_world(args: argparse.Namespace) -> int:
+    from components.scenes import write_scenes
     from components.world import write_world
 
     _refuse_foreign(Path(args.out), "truth.parquet")
-    write_world(Path(args.out), seed=args.seed)
+    (write_scenes if args.task == "scene" else write_world)(Path(args.out), seed=args.seed)
+    return 0
+
+
+def _run_choose(args: argparse.Namespace) -> int:
+    from components.active import run
+    from components.lineage import SUMMARY, publishing, write_receipt
+    from components.settings import limit_threads, load_params, load_runtime
+
+    started = time.time()
+    params, runtime = load_params(Path(args.params)), load_runtime()
+    limit_threads(runtime.num_threads)
+    folders: dict[str, Any] = {name: Path(getattr(args, name)) for name in ("seeds", "rollouts", "prm")}
+    labels = {"labels": Path(args.labels)} if args.labels else {}
+    names = ("budget_tokens", "convincing_frac", "max_per_problem", "max_sd", "num_continuations", "aggregation")
+    options = {name: getattr(args, name) for name in names}
+    out = Path(args.out)
+    _refuse_foreign(out, SUMMARY)
+    with publishing(out) as part:
+        run(params, runtime, **folders, labels=labels.get("labels"), out=part, **options)
+    write_receipt(
+        runtime,
+        stage="choose",
+        inputs=folders | labels,
+        out=out,
+        params={"choose": options},
+        started=started,
+        cost={},
+    )
+    return 0
+
+
+def _run_import(args: argparse.Namespace) -> int:
+    from components.interchange.importing import import_labels
+    from components.lineage import SUMMARY, write_receipt
+    from components.settings import load_runtime
+
+    started = time.time()
+    runtime, files, out = load_runtime(), [Path(name) for name in args.file], Path(args.out)
+    _refuse_foreign(out, SUMMARY)
+    options = {"fmt": args.format, "task": args.task, "max_quarantined_frac": args.max_quarantined_frac}
+    summary = import_labels(files, images=Path(args.images) if args.images else None, out=out, **options)
+    inputs = {f"file/{i}": path for i, path in enumerate(files)}
+    write_receipt(
+        runtime,
+        stage="import",
+        inputs=inputs,
+        out=out,
+        params={"task": args.task, "import": options},
+        started=started,
+        cost={},
+    )
+    names = ("problems", "solutions", "labels", "repeated_solutions")
+    print(f"{out}: " + ", ".join(f"{summary[name]:,} {name.replace('_', ' ')}" for name in names))
+    if summary["quarantined"]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["quarantined"].items())
+        print(f"set aside, see {out / 'quarantine.parquet'}: {reasons}")
+    return 0
+
+
+def _run_export(args: argparse.Namespace) -> int:
+    from components.interchange.exporting import export_labels
+    from components.lineage import SUMMARY
+
+    out = Path(args.out)
+    if not out.suffix:
+        _refuse_foreign(out, SUMMARY)
+    folders = {name: Path(getattr(args, name)) for name in ("seeds", "rollouts", "labels")}
+    summary = export_labels(**folders, fmt=args.format, out=out)
+    print(
+        f"{out}: " + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in summary.items() if name != "format")
+    )
+    return 0
+
+
+def _run_explain(args: argparse.Namespace) -> int:
+    from components.explain.page import write_page
+    from components.explain.show import lines, verdict_line
+    from components.explain.trace import enforce, explain
+    from components.settings import load_runtime
+
+    home = load_runtime().home
+    folders = {name: Path(getattr(args, name)) for name in ("seeds", "rollouts", "labels")}
+    found = explain(args.label_id, **folders, home=home, task=args.task)
+    if args.html:
+        write_page(Path(args.html), found)
+        print(f"{args.html}: {verdict_line(found)}")
+    else:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print("\n".join(lines(found, home=home, colour=colour)))
+    enforce(found)
     return 0
 
 
@@ -183,13 +391,27 @@ def guarded(call: Verb, args: argparse.Namespace) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped: nothing half-written; the same command resumes", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         return 141
 
 
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code.
+
+    Where Ctrl-C arrived while libraries were being imported, one process in twenty was seen to end by SIGINT itself,
+    although the interrupt was caught and the exit code was ours: after an interrupt nothing is left to the interpreter.
+    """
+    if code == INTERRUPTED:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `python -m components`; returns the exit code."""
+    """What `python -m components` does; returns the exit code."""
     parser, _ = build_parser()
     args = parser.parse_args(argv)
     return guarded(args.call, args)

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from components.duplicates import difference_hash, is_same_scene, near_matches
+from components.duplicates import difference_hash, is_same_scene, near_matches, question_words
 from components.errors import DataError, SettingsError
 from components.lineage import SUMMARY
 from components.problems import Quarantined, load_problems
 from components.progress import Progress, say
 from components.records import PROBLEM, QUARANTINE, bytes_digest, row_images, seed_for, write_json, write_table
 from components.settings import Curate, Params, Runtime
+from components.tasks import load_task
 
 Row = dict[str, Any]
 _SAY_EVERY = 20_000  # rows
@@ -42,7 +43,7 @@ def run(
     intake = Intake(held)
     for path in problems:
         intake.read(path, settings.max_image_pixels)
-    intake.drop_near(settings)
+    intake.drop_near(settings, unit=load_task(params.task).unit)
     cost: dict[str, Any] = {}
     if settings.difficulty is not None and policy is not None:
         rates, cost = success_rates(params, runtime, intake.seeds(), policy)
@@ -139,8 +140,13 @@ class Intake:
                 self._first[key] = f"{source_id} (row {row} of {name})"
             ids.setdefault(source_id, row)
 
-    def drop_near(self, settings: Curate) -> None:
-        """Set aside near duplicates of earlier rows and of held-out problems."""
+    def drop_near(self, settings: Curate, *, unit: str = "problem") -> None:
+        """Set aside near duplicates of earlier rows and of held-out problems.
+
+        Args:
+            unit: `picture`: whatever is asked of a picture that looks like a held-out one goes, and another question about
+                a seed's picture is another problem, however alike the two questions are.
+        """
         places = list(self._kept)
         rows = [*self.held.problems, *self._kept.values()]
         progress = Progress("curate", len(rows), unit="pictures hashed")
@@ -149,18 +155,38 @@ class Intake:
             looks.append(tuple(difference_hash(picture) for picture in row_images(row)))
             progress.advance(1)
         num_fixed = len(self.held.problems)
+        leaked: set[int] = set()
+        if unit == "picture":
+            shown = [i for i, look in enumerate(looks) if look]
+            num_shown_fixed = sum(i < num_fixed for i in shown)
+            held = near_matches(
+                [""] * len(shown),
+                [looks[i] for i in shown],
+                num_fixed=num_shown_fixed,
+                min_similarity=1.0,
+                max_image_bits=settings.near_duplicate_image_bits,
+                confirm=lambda a, b: b < num_shown_fixed and _look_the_same(rows[shown[a]], rows[shown[b]]),
+            )
+            for index, (other, _, bits) in held.items():
+                row, like = rows[shown[index]], rows[shown[other]]
+                detail = f"its picture is {bits} bits from that of {like['source_id']}"
+                self._drop(places[shown[index] - num_fixed], row["source_id"], "holdout_overlap", detail)
+            leaked = {shown[index] for index in held}
+        left = [i for i in range(len(rows)) if i not in leaked]
+        words = [question_words(row["question"]) if unit == "picture" else [] for row in rows]
         matches = near_matches(
-            [row["question"] for row in rows],
-            looks,
+            [rows[i]["question"] for i in left],
+            [looks[i] for i in left],
             num_fixed=num_fixed,
             min_similarity=settings.near_duplicate_similarity,
             max_image_bits=settings.near_duplicate_image_bits,
-            confirm=lambda a, b: all(map(is_same_scene, row_images(rows[a]), row_images(rows[b]))),
+            confirm=lambda a, b: words[left[a]] == words[left[b]] and _look_the_same(rows[left[a]], rows[left[b]]),
         )
         for index, (other, similarity, bits) in matches.items():
+            row, like = rows[left[index]], rows[left[other]]
             reason = "holdout_overlap" if other < num_fixed else "near_duplicate"
-            detail = f"question {similarity:.2f} like {rows[other]['source_id']}, pictures {bits} bits apart"
-            self._drop(places[index - num_fixed], rows[index]["source_id"], reason, detail)
+            detail = f"question {similarity:.2f} like {like['source_id']}, pictures {bits} bits apart"
+            self._drop(places[left[index] - num_fixed], row["source_id"], reason, detail)
 
     def drop_by_success(self, rates: Sequence[float | None], lowest: float, highest: float) -> None:
         """Set aside what the policy solves less often than `lowest` or more often than `highest`."""
@@ -183,6 +209,10 @@ class Intake:
         self._dropped[place] = {"source_id": source_id, "file": file, "row": row, "reason": reason, "detail": detail}
 
 
+def _look_the_same(a: Row, b: Row) -> bool:
+    return all(map(is_same_scene, row_images(a), row_images(b)))
+
+
 def success_rates(
     params: Params, runtime: Runtime, problems: Sequence[Row], policy: Path
 ) -> tuple[list[float | None], dict[str, Any]]:
@@ -190,30 +220,17 @@ def success_rates(
 
     Samples as `rollout` does. Unknown verdicts are in neither count.
     """
-    from components.engines import Prompt, open_engine
-    from components.engines.journaled import JournaledEngine
-    from components.grading import grade
-    from components.store import Journal
+    from components.sampling import Ask, Sampler
 
     difficulty = params.curate.difficulty
     assert difficulty is not None
-    engine = JournaledEngine(open_engine(policy, runtime), Journal(runtime.home / "journal.sqlite"), name="curate")
-    prompts = [
-        Prompt(
-            row["question"],
-            row_images(row),
-            seeds=tuple(seed_for(params.seed, row["problem_id"], "difficulty", i) for i in range(difficulty.num_solutions)),
-        )
-        for row in problems
-    ]
+    indices = range(difficulty.num_solutions)
+    asks = [Ask(row, tuple(seed_for(params.seed, row["problem_id"], "difficulty", i) for i in indices)) for row in problems]
     rates: list[float | None] = []
-    try:
-        for row, completions in zip(problems, engine.generate(prompts, params.rollout.sampling), strict=True):
-            verdicts = [
-                grade(c.text, row["answer"], row["answer_type"], finish_reason=c.finish_reason).value for c in completions
-            ]
+    with Sampler(params, runtime, policy, name="curate") as sampler:
+        for graded in sampler.rows(asks, params.rollout.sampling):
+            verdicts = [row["verdict"] for row in graded]
             num_right, num_wrong = verdicts.count("right"), verdicts.count("wrong")
             rates.append(num_right / (num_right + num_wrong) if num_right + num_wrong else None)
-    finally:
-        engine.close()
-    return rates, engine.cost()
+        cost = sampler.cost()
+    return rates, cost

@@ -70,9 +70,15 @@ def _on_white(content: bytes) -> Any:
     return page
 
 
+def question_words(question: str) -> list[str]:
+    """The words of a question; punctuation, case and width of signs do not count."""
+    words: list[str] = _WORD.findall(unicodedata.normalize("NFKC", question).casefold())
+    return words
+
+
 def word_shingles(question: str) -> frozenset[int]:
-    """The 3-grams of a question's words as 64-bit hashes; punctuation, case and width of signs do not count."""
-    words = _WORD.findall(unicodedata.normalize("NFKC", question).casefold())
+    """The 3-grams of a question's words as 64-bit hashes."""
+    words = question_words(question)
     grams = [words] if len(words) < 3 else [words[i : i + 3] for i in range(len(words) - 2)]
     return frozenset(
         int.from_bytes(hashlib.blake2b("\x1f".join(gram).encode(errors="replace"), digest_size=8).digest(), "big")

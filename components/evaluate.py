@@ -6,20 +6,22 @@ Owns which models score what and how a pool is read; the arithmetic is `metrics`
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from components import metrics
-from components.errors import DataError
+from components.errors import DataError, EngineError
 from components.lineage import SUMMARY
 from components.progress import Progress, say
 from components.records import (
     CANDIDATE,
     SCORE,
     SELECTION,
+    bytes_digest,
     read_json,
     read_rows,
     read_table,
@@ -29,6 +31,7 @@ from components.records import (
     write_table,
 )
 from components.settings import Params, Runtime
+from components.tasks import load_task
 
 Row = dict[str, Any]
 
@@ -77,12 +80,16 @@ def run(
             f"no split named 'dev' among {', '.join(split)}",
             "the aggregation and the threshold are chosen on dev",
         )
+    task = load_task(params.task)
     problems = {
-        name: {p["problem_id"]: p for p in load_benchmark(path, max_image_pixels=params.curate.max_image_pixels)}
+        name: {
+            p["problem_id"]: p | {"question": task.question(p["question"])}
+            for p in load_benchmark(path, max_image_pixels=params.curate.max_image_pixels)
+        }
         for name, path in split.items()
     }
     pool = _pool(read_table(candidates / "candidates.parquet", CANDIDATE), problems)
-    errors = _step_errors(step_errors)
+    errors = [row | {"question": task.question(row["question"])} for row in _step_errors(step_errors)]
 
     if not (prm / "prm").exists():
         raise DataError(str(prm), "no folder prm: not what train writes", "name the folder written by train")
@@ -92,7 +99,11 @@ def run(
         folder = prm / name
         if not folder.exists():
             continue
-        digests[name] = read_contract(folder)["digest"]
+        contract = read_contract(folder)
+        digests[name] = contract["digest"]
+        if contract.get("task_digest", task.digest) != task.digest:
+            what = f"trained on task {contract['task']!r}, asked to score task {task.name!r}"
+            raise EngineError(str(folder), what, "set `task` in params.yaml to the one it was trained on")
         model = RewardModel.load(folder, device=runtime.device)
         scores[name] = _score(model, name, pool, problems, errors)
         if name == "prm":
@@ -117,6 +128,7 @@ def run(
             num_resamples=params.evaluate.num_resamples,
             confidence=params.evaluate.confidence,
             seed=seed_for(params.seed, "bootstrap"),
+            clusters=_pictures(pool[name], problems[name]) if task.unit == "picture" else None,
         )
         by_aggregation = {a: bootstrap.mean(_best_of_n(pool[name], scores["prm"], a)) for a in metrics.AGGREGATIONS}
         splits[name] = _split_metrics(values, bootstrap, by_aggregation, pool[name], problems[name])
@@ -204,10 +216,19 @@ def _shuffled(problems: Mapping[str, Row], seed: int) -> dict[str, Row]:
     rng = np.random.default_rng(seed)
     out = {}
     for keys in by_source.values():
-        order = [keys[i] for i in rng.permutation(len(keys))]
-        for key, other in zip(order, [*order[1:], order[0]], strict=True):
+        of_picture: dict[tuple[bytes, ...], list[str]] = defaultdict(list)
+        for i in rng.permutation(len(keys)):
+            of_picture[row_images(problems[keys[i]])].append(keys[i])
+        order = [key for sharing in of_picture.values() for key in sharing]
+        shift = max(map(len, of_picture.values()))  # past all who share a picture
+        for key, other in zip(order, [*order[shift:], *order[:shift]], strict=True):
             out[key] = {**problems[key], "images": problems[other]["images"]}
     return {key: out[key] for key in problems}
+
+
+def _pictures(pool: Pool, problems: Mapping[str, Row]) -> list[str]:
+    """The picture of each problem of a pool; one without any stands for itself."""
+    return ["/".join(bytes_digest(picture) for picture in row_images(problems[key])) or key for key in pool]
 
 
 def _is_right(rows: Sequence[Row]) -> list[bool]:
@@ -291,16 +312,26 @@ def _step_errors(path: Path | None) -> list[Row]:
     return read_rows(path, ["id", "question", "steps", "right_so_far", "step_kinds"])
 
 
-Truths = dict[str, dict[str, Any]]
-"""split -> problem id -> what the checker must know"""
+Truths = dict[str, dict[str, Callable[[Sequence[str]], Any]]]
+"""split -> problem id -> steps -> the exact truth about each"""
 
 
 def _truths(path: Path | None, problems: Mapping[str, Mapping[str, Row]]) -> Truths:
+    """The checkers of the problems whose derivations are known; of a kind that no world has, nothing is measured."""
     if path is None:
         return {}
-    from components.world import TRUTH, truth_from_row
+    from components import scenes, world
 
-    by_source_id = {row["id"]: truth_from_row(row) for row in read_table(path, TRUTH)}
+    worlds: dict[str, Any] = dict.fromkeys((*world.KINDS, world.LONG_KIND), world)
+    worlds |= dict.fromkeys((f"scene/{kind}" for kind in (*scenes.COUNTING, *scenes.SPATIAL, scenes.LONG_KIND)), scenes)
+    rows = read_table(path, world.TRUTH)
+    by_source_id = {
+        row["id"]: partial(worlds[row["kind"]].check, worlds[row["kind"]].truth_from_row(row))
+        for row in rows
+        if row["kind"] in worlds
+    }
+    if len(by_source_id) < len(rows):
+        say("evaluate", f"{path}: {len(rows) - len(by_source_id):,} rows of kinds without a checker are not measured")
     return {
         name: {key: by_source_id[row["source_id"]] for key, row in known.items() if row["source_id"] in by_source_id}
         for name, known in problems.items()
@@ -309,11 +340,9 @@ def _truths(path: Path | None, problems: Mapping[str, Mapping[str, Row]]) -> Tru
 
 def _exact(pools: Mapping[str, Pool], truths: Truths) -> dict[str, list[float]]:
     """Exact truth as step scores, 1 as long as all is right, for the page and whoever audits the scores."""
-    from components.world import check
-
-    known = {key: truth for of_split in truths.values() for key, truth in of_split.items()}
+    known = {key: check for of_split in truths.values() for key, check in of_split.items()}
     return {
-        row["candidate_id"]: [float(t.is_right_so_far) for t in check(known[key], row["steps"])]
+        row["candidate_id"]: [float(t.is_right_so_far) for t in known[key](row["steps"])]
         for pool in pools.values()
         for key, kinds in pool.items()
         if key in known
@@ -324,16 +353,14 @@ def _exact(pools: Mapping[str, Pool], truths: Truths) -> dict[str, list[float]]:
 def _checked(
     pool: Pool, scores: Mapping[str, list[float]], truths: Truths
 ) -> tuple[list[list[float]], list[list[bool]], list[list[str]]]:
-    from components.world import check
-
     out: tuple[list[list[float]], list[list[bool]], list[list[str]]] = ([], [], [])
-    known = {key: truth for of_split in truths.values() for key, truth in of_split.items()}
+    known = {key: check for of_split in truths.values() for key, check in of_split.items()}
     for key, kinds in pool.items():
         if key not in known:
             continue
         for row in kinds["sample"]:
             if row["candidate_id"] in scores and row["steps"]:
-                truth = check(known[key], row["steps"])
+                truth = known[key](row["steps"])
                 out[0].append(scores[row["candidate_id"]])
                 out[1].append([t.is_right_so_far for t in truth])
                 out[2].append([t.kind for t in truth])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from math import comb
 from typing import Any
 
 MAX_CHARS = 400
@@ -45,12 +46,18 @@ _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _REWRITES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
+        (r"&lt;", "<"),
+        (r"&gt;", ">"),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
         (r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
+        (r"√\s*\{", r"\\sqrt{"),
         (r"√", r"\\sqrt "),
         (r"\\(?:left|right|displaystyle|textstyle|limits|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])", ""),
         (r"(\d)\s*,\s*\\!\s*(?=\d{3})|(\d)\{,\}(?=\d{3})", r"\1\2,"),
         (r"\\[,;:!> ]|\\q?quad(?![A-Za-z])|~|\\thinspace(?![A-Za-z])", " "),
         (r"\\(?:d|t|c)frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:d|t)binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:number|num)\s*\{\s*(-?[\d.]+)\s*\}", r"\1"),
         (r"\\(?:mathrm|mathit|mathbf|bm|rm|bf|it)(?![A-Za-z])\s*(?=\\)", ""),
         (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\textdegree(?![A-Za-z])|\{degrees?\}", r"\\degree "),
@@ -73,6 +80,9 @@ def normal_text(text: str) -> str:
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda run: "^{" + run.group().translate(_RAISED) + "}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda run: "_{" + run.group().translate(_LOWERED) + "}", text)
     text = _SIGN.sub(lambda sign: _SIGNS[sign.group()], text)
+    text = (
+        text.replace("\\\\", r"\cr ") if "\\begin" in text else re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
+    )  # rows; escaped twice
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return text.strip()
@@ -273,7 +283,7 @@ class _Reader:
         if kind in ("number", "name"):
             return True
         if kind == "command":
-            return token[1:] in (*_FUNCTIONS, "frac", "sqrt", "pi")
+            return token[1:] in (*_FUNCTIONS, "frac", "sqrt", "pi", "binom")
         return token in ("(", "[", "{") or (token == "|" and not self.bars)
 
     def signed_power(self) -> Tree:
@@ -315,6 +325,8 @@ class _Reader:
         if kind == "number":
             return self.number(token)
         if kind == "name":
+            if re.fullmatch(r"[CAP]_\d+", token) and self.peek()[1] == "^":
+                raise Unreadable(f"{token}^..: a number of combinations, or a power?")
             if token in _CALLED and self.peek()[1] == "(":
                 raise Unreadable(f"the function {token}")
             return ("e",) if token == "e" else ("name", token)
@@ -335,6 +347,8 @@ class _Reader:
             return ("pi",)
         if token == r"\frac":
             return self.fraction()
+        if token == r"\binom":
+            return self.binomial()
         if token == r"\sqrt":
             return self.root()
         if kind == "command" and token[1:] in _FUNCTIONS:
@@ -369,6 +383,12 @@ class _Reader:
             raise Unreadable(rf"\frac..{self.peek()[1]}")
         return ("div", over, self.argument())
 
+    def binomial(self) -> Tree:
+        over, under = self.argument(), self.argument()
+        if over[0] != "num" or under[0] != "num" or over[1].denominator != 1 or under[1].denominator != 1 or over[1] > 1000:
+            raise Unreadable("a binomial coefficient of more than numbers")
+        return ("num", Fraction(comb(int(over[1]), int(under[1]))))
+
     def root(self) -> Tree:
         index: Tree = ("num", Fraction(2))
         if self.take("["):
@@ -388,7 +408,9 @@ class _Reader:
         if self.take("^"):
             exponent = self.argument(signed=True)
             if exponent == ("neg", ("num", Fraction(1))):
-                raise Unreadable("an inverse, or a reciprocal?")
+                if name not in ("sin", "cos", "tan"):
+                    raise Unreadable("an inverse, or a reciprocal?")
+                name, exponent = f"arc{name}", None
         kind, token = self.peek()
         if token in ("(", "[", "{", "|"):
             inside = self.atom()

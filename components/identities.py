@@ -49,16 +49,22 @@ def _exact_step(kind: str, a: Fraction, b: Fraction) -> Fraction | None:
         return abs(a)
     if kind == "factorial":
         return Fraction(math.factorial(int(a))) if a.denominator == 1 and 0 <= a <= 1000 else None
+    bits = _num_bits(a)
+    if kind in ("add", "mul", "div") and bits + _num_bits(b) > 3 * _MAX_EXACT_BITS:
+        return None
     if kind == "add":
         return a + b
     if kind == "mul":
         return a * b
     if kind == "div":
         return a / b if b else None
-    bits = a.numerator.bit_length() + a.denominator.bit_length()
     if b.denominator != 1 or bits * abs(b) > _MAX_EXACT_BITS or (a == 0 and b <= 0):
         return None
     return a ** int(b)
+
+
+def _num_bits(value: Fraction) -> int:
+    return value.numerator.bit_length() + value.denominator.bit_length()
 
 
 def same(gold: Tree, other: Tree) -> bool | None:
@@ -98,6 +104,22 @@ def _same_at_points(gold: Tree, other: Tree) -> bool | None:
     if is_open or num_same < min(2, len(variables) + 1):
         return None
     return True
+
+
+def approximation(tree: Tree) -> Fraction | None:
+    """The value of a formula without variables to 30 digits; None if it has variables, or no real value.
+
+    Raises:
+        TooComplex: a value is too large, or a summand too small beside its neighbour, to be sure.
+    """
+    value = exact(tree)
+    if value is not None or names(tree):
+        return value
+    with _lock:
+        found = _evaluate(tree, {})
+        if found is None or not _is_real(found):
+            return None
+        return Fraction(_mp().nstr(_mp().re(found), 30))
 
 
 def same_equation(gold: tuple[Tree, Tree], other: tuple[Tree, Tree]) -> bool | None:

@@ -67,12 +67,20 @@ class Bootstrap:
 
     Args:
         num_problems: P; each resample draws P problems with replacement.
+        clusters: `[P]` names; problems of one name come and go together, and each resample draws as many clusters as there
+            are, with replacement. None: every problem is one of its own.
     """
 
-    def __init__(self, num_problems: int, *, num_resamples: int, confidence: float, seed: int) -> None:
+    def __init__(
+        self, num_problems: int, *, num_resamples: int, confidence: float, seed: int, clusters: Sequence[str] | None = None
+    ) -> None:
         rng = np.random.default_rng(seed)
-        share = np.full(num_problems, 1.0 / num_problems)
-        self.weights_RP = rng.multinomial(num_problems, share, size=num_resamples) / num_problems
+        index = {name: i for i, name in enumerate(dict.fromkeys(clusters if clusters is not None else range(num_problems)))}
+        cluster_P = [index[name] for name in (clusters if clusters is not None else range(num_problems))]
+        self.num_clusters = len(index)
+        share = np.full(self.num_clusters, 1.0 / self.num_clusters)
+        drawn_RP = rng.multinomial(self.num_clusters, share, size=num_resamples)[:, cluster_P]
+        self.weights_RP = drawn_RP / drawn_RP.sum(axis=1, keepdims=True)
         self.tails = [(1 - confidence) / 2, (1 + confidence) / 2]
 
     def mean(self, values_P: np.ndarray) -> Interval:

@@ -6,6 +6,7 @@ small reward model look at the picture; checking statements against it did (docs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from components.prm import RewardModel
 from components.records import row_images
 from components.render import Encoded
+
+_VALUE = re.compile(r"(.*?)([^\s<>]+)((?:\s*</\w+>)*)", re.DOTALL)  # the last word, before closing tags
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Perception:
     """Pictures with true statements, drawn and corrupted anew at every step.
 
     Args:
-        rows: `question`, `image` or `images`, `statements` (each ends with the word that can be wrong).
+        rows: `question`, `image` or `images`, `statements`: steps as a solution has them, each with its value, the word
+            that can be wrong, at its end or just before closing tags.
     """
 
     def __init__(self, rows: Sequence[dict], model: RewardModel, *, corrupted_frac: float) -> None:
@@ -44,13 +48,13 @@ class Perception:
         self.encoded = [model.renderer.prompt(row["question"], row_images(row)) for row in rows]
         self.statements = [list(row["statements"]) for row in rows]
         self._ids: dict[str, list[int]] = {}
-        self.values = sorted({s.split()[-1] for statements in self.statements for s in statements})
+        self.values = sorted({_parts(s)[1] for statements in self.statements for s in statements})
 
     def loss(self, num: int, seed: int) -> tuple[Tensor, float]:
         """Loss in nats and the accuracy of the verdicts, on `num` pictures drawn with `seed`.
 
-        At each marker, whether the statement is true; just before each last word, what the true one is: read
-        before you judge.
+        At each marker, whether the statement is true; just before each value, what the true one is: read before you
+        judge.
         """
         rng = np.random.default_rng(seed)
         prompts: list[Encoded] = []
@@ -64,9 +68,10 @@ class Perception:
             row = list(prompt.ids)
             for j in rng.permutation(len(self.statements[int(i)])):
                 checked = self.corrupt(self.statements[int(i)][int(j)], rng)
+                num_after = len(self._text_ids(_parts(checked.true)[2]))
                 row += self._text_ids(checked.shown)
-                values.append((b, len(row) - 2))  # the token that predicts the last one
-                true_ids.append(self._text_ids(checked.true)[-1])
+                values.append((b, len(row) - 2 - num_after))  # the token that predicts the value
+                true_ids.append(self._text_ids(checked.true)[-1 - num_after])
                 markers.append((b, len(row)))
                 row.append(self.model.renderer.marker_id)  # type: ignore[arg-type]
                 truths.append(float(checked.is_true))
@@ -84,18 +89,24 @@ class Perception:
 
     def _text_ids(self, text: str) -> list[int]:
         if text not in self._ids:
-            self._ids[text] = self.model.renderer.text_ids(text)
+            self._ids[text] = self.model.renderer.text_ids(text) if text else []
         return self._ids[text]
 
     def corrupt(self, statement: str, rng: np.random.Generator) -> Checked:
-        """The statement as it is, or with its last word replaced: half of the time a neighbouring number, else any."""
+        """The statement as it is, or with its value replaced: half of the time by a neighbouring number, else by any."""
         if rng.random() >= self.corrupted_frac:
             return Checked(statement, statement)
-        head, _, last = statement.rpartition(" ")
+        head, last, tail = _parts(statement)
         others = [value for value in self.values if value != last]
         near = [value for value in others if _is_number(last) and _is_number(value) and abs(int(value) - int(last)) == 1]
         pool = near if near and rng.random() < 0.5 else others
-        return Checked(f"{head} {pool[int(rng.integers(len(pool)))]}", statement) if pool else Checked(statement, statement)
+        return Checked(f"{head}{pool[int(rng.integers(len(pool)))]}{tail}" if pool else statement, statement)
+
+
+def _parts(statement: str) -> tuple[str, str, str]:
+    """(what stands before the value, the value, closing tags); a statement without any word is all value."""
+    found = _VALUE.fullmatch(statement)
+    return (found[1], found[2], found[3]) if found else ("", statement, "")
 
 
 def _is_number(word: str) -> bool:

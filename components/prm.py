@@ -171,12 +171,13 @@ class RewardModel(torch.nn.Module):
         return out
 
 
-def soft_label_loss(logits_S2: Tensor, labels_S: Tensor) -> Tensor:
+def soft_label_loss(logits_S2: Tensor, labels_S: Tensor, weights_S: Tensor | None = None) -> Tensor:
     """Cross-entropy, in nats a step, between the verdict at each marker and its Monte-Carlo value.
 
     Args:
         logits_S2: `[S, 2]` logits of (right, wrong) read AT the marker; summed in float32.
         labels_S: `[S]` probability in [0, 1] that the step is right; 0 and 1 give hard labels.
+        weights_S: `[S]` how much each step counts; None: all alike.
     Raises:
         DataError: a label lies outside [0, 1].
     Source: MM-PRM (arXiv 2505.13427), soft labels.
@@ -187,7 +188,10 @@ def soft_label_loss(logits_S2: Tensor, labels_S: Tensor) -> Tensor:
             "labels", f"a label lies outside [0, 1]: {float(labels_S.min())} .. {float(labels_S.max())}", "run label again"
         )
     targets_S2 = torch.stack([labels_S, 1 - labels_S], dim=-1).float()
-    return torch.nn.functional.cross_entropy(logits_S2.float(), targets_S2)
+    losses_S = torch.nn.functional.cross_entropy(logits_S2.float(), targets_S2, reduction="none")
+    if weights_S is None:
+        return losses_S.mean()
+    return (losses_S * weights_S).sum() / weights_S.sum().clamp(min=1e-9)
 
 
 def read_contract(folder: Path) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def _problem(row: Any, path: Path, max_image_pixels: int) -> dict[str, Any] | Qu
         return Quarantined("", "bad_row", f"not JSON: {row.error}")
     if not isinstance(row, Mapping):
         return Quarantined("", "bad_row", f"a {type(row).__name__} instead of an object: {row!r:.80}")
-    source_id = _text(row.get("id"))
+    source_id = normal_text(row.get("id"))
     if not source_id:
         return Quarantined("", "bad_row", f"id is {row.get('id')!r:.80}")
     try:
@@ -214,8 +214,8 @@ def _problem(row: Any, path: Path, max_image_pixels: int) -> dict[str, Any] | Qu
     except UnicodeEncodeError:
         return Quarantined(ascii(source_id), "bad_row", "id has half a character (a lone surrogate)")
     question, answer = (
-        _text(row.get("question")),
-        _text(next((row[key] for key in _ANSWERS if row.get(key) is not None), None)),
+        normal_text(row.get("question")),
+        normal_text(next((row[key] for key in _ANSWERS if row.get(key) is not None), None)),
     )
     for name, text in (("question", question), ("answer", answer)):
         if text is None:
@@ -230,7 +230,7 @@ def _problem(row: Any, path: Path, max_image_pixels: int) -> dict[str, Any] | Qu
     images: list[dict[str, Any]] = []
     digests = []
     for picture in _pictures(row):
-        content = _picture_bytes(picture, path.parent, source_id, max_image_pixels)
+        content = picture_bytes(picture, path.parent, source_id, max_image_pixels)
         if isinstance(content, Quarantined):
             return content
         images.append({"bytes": content, "path": None})
@@ -239,7 +239,7 @@ def _problem(row: Any, path: Path, max_image_pixels: int) -> dict[str, Any] | Qu
     problem = {
         "problem_id": problem_id(question, answer, digests),
         "source_id": source_id,
-        "source": _text(row.get("source")) or path.stem,
+        "source": normal_text(row.get("source")) or path.stem,
         "question": question,
         "images": images,
         "answer": answer,
@@ -250,7 +250,7 @@ def _problem(row: Any, path: Path, max_image_pixels: int) -> dict[str, Any] | Qu
     return problem
 
 
-def _text(value: Any) -> str | None:
+def normal_text(value: Any) -> str | None:
     """A text in normal form; "" for nothing, None for what is no text."""
     if value is None:
         return ""
@@ -274,7 +274,7 @@ def _pictures(row: Mapping[str, Any]) -> list[Any]:
     return []
 
 
-def _picture_bytes(picture: Any, folder: Path, source_id: str, max_pixels: int) -> bytes | Quarantined:
+def picture_bytes(picture: Any, folder: Path, source_id: str, max_pixels: int) -> bytes | Quarantined:
     """The verified bytes of one picture, or why it has none."""
     if isinstance(picture, Mapping):
         picture = picture.get("bytes") or picture.get("path")

@@ -7,7 +7,7 @@ knows nothing of how the rows were made.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from components.expectations import Expect, Result, Suites, among, filled, great
 from components.grading import KINDS
 from components.problems import REASONS
 from components.progress import say
-from components.records import bytes_digest, prefix_id, write_json
+from components.records import STOPPING_RULES, bytes_digest, write_json
 
 VERDICTS = ("right", "wrong", "unknown")
 MAX_UNKNOWN_FRAC = 0.05  # with more, k/n is about what the verifier can read
@@ -105,127 +105,259 @@ def check_seeds(seeds: Any, quarantine: Any, rows_in: int, holdouts: Any) -> Gat
     return Gate("seeds", tuple(suites.results))
 
 
-def check_rollouts(solutions: Any, continuations: Any) -> Gate:
-    """Nothing cut off is judged, names are unique, every continuation continues an unfinished prefix of a solution.
+class RolloutsGate:
+    """Nothing cut off is judged, names are unique, every continuation continues a known prefix.
 
-    Args:
-        solutions, continuations: Arrow tables in the layouts of records.SOLUTION and records.CONTINUATION.
-    Raises:
-        DataError: a check cannot run.
+    Takes the rows in pieces of whole problems, so that memory does not grow with their number.
     """
-    suites = Suites("rollouts")
-    columns = ["problem_id", "index", "verdict", "finish_reason", "num_tokens"]
-    frame = _frame(solutions, ["solution_id", "answer", *columns])
-    frame["is_read"] = frame["answer"].notna() | (frame["verdict"] == "unknown")
-    suites.run(
-        "solutions",
-        frame,
-        ("problem_id", "index"),
-        [
-            *_sampled(frame, "solution_id"),
-            unique("problem_id", "index", says="share their problem's index"),
-            true("is_read", of="answer", says="are judged without an answer"),
-        ],
-    )
-    unfinished = {
-        prefix_id(problem, steps[:cut])
-        for problem, steps in zip(
-            solutions.column("problem_id").to_pylist(), solutions.column("steps").to_pylist(), strict=True
+
+    def __init__(self) -> None:
+        self._merged = _Merged()
+        self._digests: dict[str, set[str]] = {}
+        self._rows = {"solutions": 0, "continuations": 0}
+        self._unknown = {"solutions": 0, "continuations": 0}
+
+    def add(self, solutions: Any, continuations: Any, prefixes: Any) -> None:
+        """Check some rows.
+
+        Args:
+            solutions, continuations, prefixes: Arrow tables in the layouts of records.SOLUTION, CONTINUATION and PREFIX.
+        Raises:
+            DataError: a check cannot run.
+        """
+        suites = Suites("rollouts")
+        columns = ["problem_id", "index", "verdict", "finish_reason", "num_tokens"]
+        frame = _frame(solutions, ["solution_id", "answer", *columns])
+        frame["is_read"] = frame["answer"].notna() | (frame["verdict"] == "unknown")
+        suites.run(
+            "solutions",
+            frame,
+            ("problem_id", "index"),
+            [
+                *_sampled(frame, "solution_id"),
+                unique("problem_id", "index", says="share their problem's index"),
+                true("is_read", of="answer", says="are judged without an answer"),
+            ],
         )
-        for cut in range(max(1, len(steps)))
-    }
-    tails = _frame(continuations, ["continuation_id", "prefix_id", *columns])
-    tails["is_unfinished"] = tails["prefix_id"].isin(unfinished)
-    suites.run(
-        "continuations",
-        tails,
-        ("problem_id", "prefix_id", "index"),
-        [
-            *_sampled(tails, "continuation_id"),
-            unique("prefix_id", "index", says="share their prefix's index"),
-            true("is_unfinished", of="prefix_id", says="continue no unfinished prefix of a solution"),
-        ],
-    )
-    fracs = {"unknown_solution_frac": _unknown_frac(frame), "unknown_continuation_frac": _unknown_frac(tails)}
-    digests = _num_digests(solutions, continuations)
-    expectations = [*(_at_most(name, MAX_UNKNOWN_FRAC) for name in fracs), *map(_single, digests)]
-    suites.run("rollouts", _one_row(fracs | digests), (), expectations)
-    return Gate("rollouts", tuple(suites.results))
+        tails = _frame(continuations, ["continuation_id", "prefix_id", "num_prefix_units", *columns])
+        tails["is_known"] = tails["prefix_id"].isin(set(prefixes.column("prefix_id").to_pylist()))
+        counts = _frame(prefixes, ["problem_id", "prefix_id", "num_right", "num_verdicts", "num_reused", "stopping_rule"])
+        suites.run(
+            "continuations",
+            tails,
+            ("problem_id", "prefix_id", "index"),
+            [
+                *_sampled(tails, "continuation_id"),
+                unique("prefix_id", "index", says="share their prefix's index"),
+                within("num_prefix_units", 0, None, says="below 0"),
+                true("is_known", of="prefix_id", says="continue no known prefix"),
+            ],
+        )
+        suites.run(
+            "prefixes",
+            counts,
+            ("problem_id", "prefix_id"),
+            [
+                unique("prefix_id", says="come twice"),
+                within("num_right", 0, None, says="below 0"),
+                greater("num_verdicts", "num_right", or_equal=True, says="above num_verdicts"),
+                greater("num_verdicts", "num_reused", or_equal=True, says="above num_verdicts"),
+                among("stopping_rule", STOPPING_RULES, says="unknown"),
+            ],
+        )
+        self._merged.add(suites.results)
+        _collect(self._digests, solutions, continuations, prefixes)
+        for name, rows in (("solutions", frame), ("continuations", tails)):
+            self._rows[name] += len(rows)
+            self._unknown[name] += int((rows["verdict"] == "unknown").sum())
+
+    def gate(self) -> Gate:
+        """What all checks found."""
+        suites = Suites("rollouts")
+        fracs = {
+            f"unknown_{name.removesuffix('s')}_frac": self._unknown[name] / max(1, self._rows[name]) for name in self._rows
+        }
+        digests = {name: len(values) for name, values in self._digests.items()}
+        expectations = [*(_at_most(name, MAX_UNKNOWN_FRAC) for name in fracs), *map(_single, digests)]
+        suites.run("rollouts", _one_row(fracs | digests), (), expectations)
+        return Gate("rollouts", (*self._merged.results(), *suites.results))
 
 
-def check_labels(labels: Any) -> Gate:
-    """Every label is what its counts say, no step has two, no step lies outside its solution, not all are alike.
+def check_rollouts(solutions: Any, continuations: Any, prefixes: Any) -> Gate:
+    """What `RolloutsGate` finds in tables that fit into memory."""
+    gate = RolloutsGate()
+    gate.add(solutions, continuations, prefixes)
+    return gate.gate()
 
-    Steps without a label are allowed (too few verdicts), and shown as a warning.
 
-    Args:
-        labels: Arrow table in the layout of records.LABEL.
-    Raises:
-        DataError: a check cannot run.
+class LabelsGate:
+    """Every label is what its estimate says, no step has two, no step lies outside its solution, not all are alike.
+
+    Takes the labels in pieces of whole solutions. Steps without a label are allowed, and shown as a warning.
     """
-    suites = Suites("labels")
-    frame = _frame(labels, [name for name in labels.column_names if name != "prefix_id"])
-    num_verdicts = frame["num_verdicts"].where(frame["num_verdicts"] > 0)
-    frame["is_share"] = (frame["mc"] - frame["num_right"] / num_verdicts).abs() <= _EXACT
-    frame["is_made_from_mc"] = ((frame["label"] - frame["mc"]).abs() <= _EXACT) | frame["label"].isin([0.0, 1.0])
-    suites.run(
-        "labels",
-        frame,
-        ("problem_id", "solution_id", "step"),
-        [
-            unique("label_id", says="share their name"),
-            unique("problem_id", "solution_id", "step", says="label one step twice"),
-            within("step", 0, None, says="below 0"),
-            greater("num_steps", "step", says="behind the last step of the solution"),
-            filled("label", says="missing"),
-            within("label", 0, 1, says="outside [0, 1]"),
-            true("is_made_from_mc", of="label", says="neither mc nor 0 or 1"),
-            within("num_verdicts", 1, None, says="below 1"),
-            within("num_right", 0, None, says="below 0"),
-            greater("num_verdicts", "num_right", or_equal=True, says="above num_verdicts"),
-            within("num_unknown", 0, None, says="below 0"),
-            true("is_share", of="mc", says="not num_right / num_verdicts"),
-            among("stopping_rule", ("fixed", "final"), says="unknown"),
-        ],
-    )
-    solutions = frame.groupby("solution_id", sort=False).agg(
-        problem_id=("problem_id", "first"),
-        num_labelled=("step", "nunique"),
-        num_steps=("num_steps", "max"),
-        num_lengths=("num_steps", "nunique"),
-    )
-    solutions["num_unlabelled"] = solutions["num_steps"] - solutions["num_labelled"]
-    suites.run(
-        "labelled solutions",
-        solutions.reset_index(),
-        ("problem_id", "solution_id"),
-        [
-            within("num_lengths", None, 1, of="num_steps", says="have two lengths"),
-            within("num_unlabelled", None, 0, severity="warning", says="have steps without a label"),
-        ],
-    )
-    values = frame["label"].dropna().clip(0, 1)
-    bins = (values * _NUM_BINS).astype(int).clip(upper=_NUM_BINS - 1).value_counts()
-    whole = {
-        "num_labels": len(frame),
-        "num_label_values": values.nunique(),
-        "top_bin_frac": int(bins.max()) / len(values) if len(values) else 0.0,
-        "unlabelled_frac": float(solutions["num_unlabelled"].sum()) / max(1.0, float(solutions["num_steps"].sum())),
-        **(digests := _num_digests(labels)),
-    }
-    suites.run(
-        "labels",
-        _one_row(whole),
-        (),
-        [
-            within("num_labels", 1, None, says="there are too few labels"),
-            within("num_label_values", 2, None, of="histogram", says="all labels are equal, distinct values"),
-            _at_most("top_bin_frac", MAX_TOP_BIN_FRAC),
-            _at_most("unlabelled_frac", MAX_UNLABELLED_FRAC),
-            *map(_single, digests),
-        ],
-    )
-    return Gate("labels", tuple(suites.results))
+
+    def __init__(self, formulation: str) -> None:
+        self._formulation = formulation
+        self._merged = _Merged()
+        self._digests: dict[str, set[str]] = {}
+        self._values: set[float] = set()
+        self._names: set[int] = set()
+        self._num_repeated = self._num_unlabelled = self._num_steps = 0
+        self._sum = 0.0
+        self.num_labels = self.num_solutions = 0
+        self.histogram = [0] * _NUM_BINS
+
+    @property
+    def mean(self) -> float:
+        """The mean estimate of all labels."""
+        return self._sum / max(1, self.num_labels)
+
+    def add(self, labels: Any) -> None:
+        """Check some labels.
+
+        Args:
+            labels: Arrow table in the layout of records.LABEL.
+        Raises:
+            DataError: a check cannot run.
+        """
+        if not labels.num_rows:
+            return
+        suites = Suites("labels")
+        frame = _frame(labels, [name for name in labels.column_names if name != "prefix_id"])
+        num_verdicts = frame["num_verdicts"].where(frame["num_verdicts"] > 0)
+        frame["is_share"] = ((frame["mc"] - frame["num_right"] / num_verdicts).abs() <= _EXACT) | (
+            frame["mc"].isna() & num_verdicts.isna()
+        )
+        if self._formulation in ("soft", "count"):
+            frame["is_target"] = (frame["label"] - frame["mean"]).abs() <= _EXACT
+        else:
+            frame["is_target"] = frame["label"].isin([0.0, 1.0] if self._formulation == "value" else [-1.0, 0.0, 1.0])
+        lowest = -1 if self._formulation == "advantage" else 0
+        suites.run(
+            "labels",
+            frame,
+            ("problem_id", "solution_id", "step"),
+            [
+                unique("label_id", says="share their name"),
+                unique("problem_id", "solution_id", "step", says="label one step twice"),
+                within("step", 0, None, says="below 0"),
+                greater("num_steps", "step", says="behind the last step of the solution"),
+                filled("label", says="missing"),
+                within("label", lowest, 1, says=f"outside [{lowest}, 1]"),
+                true("is_target", of="label", says=f"no target of the formulation {self._formulation}"),
+                within("mean", 0, 1, says="outside [0, 1]"),
+                within("low", 0, 1, says="outside [0, 1]"),
+                greater("high", "low", or_equal=True, says="above high"),
+                within("sd", 0, 1, says="outside [0, 1]"),
+                within("weight", 0, None, says="below 0"),
+                within("num_verdicts", 0, None, says="below 0"),
+                within("num_right", 0, None, says="below 0"),
+                greater("num_verdicts", "num_right", or_equal=True, says="above num_verdicts"),
+                greater("num_verdicts", "num_reused", or_equal=True, says="above num_verdicts"),
+                within("num_unknown", 0, None, says="below 0"),
+                true("is_share", of="mc", says="not num_right / num_verdicts"),
+                among("stopping_rule", STOPPING_RULES, says="unknown"),
+            ],
+        )
+        solutions = frame.groupby("solution_id", sort=False).agg(
+            problem_id=("problem_id", "first"),
+            num_labelled=("step", "nunique"),
+            num_steps=("num_steps", "max"),
+            num_lengths=("num_steps", "nunique"),
+        )
+        solutions["num_unlabelled"] = solutions["num_steps"] - solutions["num_labelled"]
+        suites.run(
+            "labelled solutions",
+            solutions.reset_index(),
+            ("problem_id", "solution_id"),
+            [
+                within("num_lengths", None, 1, of="num_steps", says="have two lengths"),
+                within("num_unlabelled", None, 0, severity="warning", says="have steps without a label"),
+            ],
+        )
+        self._merged.add(suites.results)
+        self._total(frame, solutions)
+        _collect(self._digests, labels)
+
+    def _total(self, frame: Any, solutions: Any) -> None:
+        names = {int(name[:16], 16) for name in solutions.index if _is_hex(name)}
+        self._num_repeated += len(names & self._names)
+        self._names |= names
+        values = frame["label"].dropna().clip(0, 1)
+        if len(self._values) < 2:
+            self._values |= set(frame["label"].dropna().unique()[:2])
+        bins = (values * _NUM_BINS).astype(int).clip(upper=_NUM_BINS - 1).value_counts()
+        for number, count in bins.items():
+            self.histogram[int(number)] += int(count)
+        self._sum += float(frame["mean"].sum())
+        self.num_labels += len(frame)
+        self.num_solutions += len(solutions)
+        self._num_unlabelled += int(solutions["num_unlabelled"].sum())
+        self._num_steps += int(solutions["num_steps"].sum())
+
+    def gate(self) -> Gate:
+        """What all checks found."""
+        suites = Suites("labels")
+        digests = {name: len(values) for name, values in self._digests.items()}
+        whole = {
+            "num_labels": self.num_labels,
+            "num_label_values": len(self._values),
+            "num_repeated": self._num_repeated,
+            "top_bin_frac": max(self.histogram) / max(1, sum(self.histogram)),
+            "unlabelled_frac": self._num_unlabelled / max(1, self._num_steps),
+            **digests,
+        }
+        suites.run(
+            "labels",
+            _one_row(whole),
+            (),
+            [
+                within("num_labels", 1, None, says="there are too few labels"),
+                within("num_label_values", 2, None, of="histogram", says="all labels are equal, distinct values"),
+                within("num_repeated", None, 0, of="solution_id", says="solutions that come twice"),
+                _at_most("top_bin_frac", MAX_TOP_BIN_FRAC),
+                _at_most("unlabelled_frac", MAX_UNLABELLED_FRAC),
+                *map(_single, digests),
+            ],
+        )
+        return Gate("labels", (*self._merged.results(), *suites.results))
+
+
+def check_labels(labels: Any, formulation: str = "soft") -> Gate:
+    """What `LabelsGate` finds in a table that fits into memory."""
+    gate = LabelsGate(formulation)
+    gate.add(labels)
+    return gate.gate()
+
+
+class _Merged:
+    """The results of the same checks on several pieces of a table, as one."""
+
+    def __init__(self) -> None:
+        self._results: dict[tuple[str, str, str, int], Result] = {}
+
+    def add(self, results: Sequence[Result]) -> None:
+        for number, result in enumerate(results):
+            key = (result.check, result.expectation, result.says, number)
+            old = self._results.get(key)
+            self._results[key] = (
+                result
+                if old is None
+                else replace(
+                    old,
+                    passed=old.passed and result.passed,
+                    num_rows=old.num_rows + result.num_rows,
+                    num_failed=old.num_failed + result.num_failed,
+                    first=old.first or result.first,
+                )
+            )
+
+    def results(self) -> tuple[Result, ...]:
+        return tuple(self._results.values())
+
+
+def _is_hex(name: str) -> bool:
+    return len(name) >= 16 and all(c in "0123456789abcdef" for c in name[:16])
 
 
 def check_candidates(candidates: Any, num_candidates: int) -> Gate:
@@ -292,10 +424,17 @@ def _single(name: str) -> Expect:
     return within(name, None, 1, says="several in one file")
 
 
+def _collect(digests: dict[str, set[str]], *tables: Any) -> None:
+    """Note which policies and verifiers took part."""
+    for name in ("policy_digest", "verifier_digest"):
+        for table in tables:
+            digests.setdefault(name, set()).update(table.column(name).unique().to_pylist())
+
+
 def _num_digests(*tables: Any) -> dict[str, int]:
-    """How many policies and verifiers took part."""
-    names = ("policy_digest", "verifier_digest")
-    return {name: len({value for table in tables for value in table.column(name).unique().to_pylist()}) for name in names}
+    found: dict[str, set[str]] = {}
+    _collect(found, *tables)
+    return {name: len(values) for name, values in found.items()}
 
 
 def _unknown_frac(frame: Any) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -32,6 +34,15 @@ _BASE: dict[str, tuple[str, Fraction]] = {
         "dollar": {"dollar": "1", "cent": "1/100"},
         "euro": {"euro": "1"},
         "pound sterling": {"GBP": "1"},
+        "force": {"N newton": "1", "kN": "1000"},
+        "energy": {"J joule": "1", "kJ": "1000"},
+        "power": {"W watt": "1", "kW": "1000"},
+        "voltage": {"V volt": "1"},
+        "current": {"A ampere amp": "1"},
+        "resistance": {"ohm": "1"},
+        "length/time": {"mph": "1397/3125", "kmh kph": "5/18"},
+        "consumption": {"mpg": "1"},
+        "frequency": {"Hz hertz": "1"},
     }.items()
     for names, factor in units.items()
     for name in names.split()
@@ -44,7 +55,30 @@ _NOT_UNITS = re.findall(  # after a number they change it, or say that it is not
     " if as x times radian rad gradian approximately remainder inclusive exclusive repeating recurring infinity"
     " inf one two three four five six seven eight nine ten lakh crore sin cos",
 )
-_PERCENT = re.compile(r"^(?P<body>.+?)\s*(?:\\?%|\\text\{\s*\\?%\s*\}|percent)$")
+_WORDS = {
+    word: number
+    for number, word in enumerate(
+        re.findall(
+            r"\w+",
+            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+            " eighteen nineteen",
+        )
+    )
+}
+_WORDS |= {
+    word: 10 * tens
+    for tens, word in enumerate(re.findall(r"\w+", "twenty thirty forty fifty sixty seventy eighty ninety"), 2)
+}
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_NUMBER_WORD = "|".join([*_WORDS, *_SCALES])
+_WORDED = re.compile(
+    rf"(?i)^(?P<body>(?:{_NUMBER_WORD})(?:(?:\s+and\s+|[\s-]+)(?:{_NUMBER_WORD}))*)(?P<unit>\s+[A-Za-z]+(?:\s[A-Za-z]+)?)?$"
+)
+_SCALED = re.compile(
+    r"^(?P<body>.+?)\s*(?:\\text\s*\{\s*)?(?P<scale>hundred|thousand|million|billion|trillion)(?:\s*\})?(?P<unit>\s.*)?$"
+)
+_SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]\d{1,3}|(?<=\.\d[eE])\d{1,3})")
+_PERCENT = re.compile(r"^(?P<body>.+?)\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|percent)\s*\}|percent)$")
 _DEGREE = re.compile(r"^(?P<body>.+?)\s*\\degree(?P<scale>\s*(?:\\(?:text|mathrm)\s*\{\s*C\s*\}|C))?$")
 _WRAPPER = r"\\(?:text|mathrm|mbox|unit|rm|operatorname)\s*\{[^{}]*\}"
 _WRAPPED = re.compile(rf"^(?P<body>.+?)\s*(?P<unit>{_WRAPPER}(?:\s*(?:{_WRAPPER}|/|\\times|\^\s*\{{?-?\d\}}?))*)$")
@@ -78,6 +112,16 @@ def read_quantity(text: str) -> Quantity | None:
     value = _value(text)
     if value is not None:
         return Quantity(value)
+    if match := _WORDED.match(text):
+        unit = (match["unit"] or "").strip()
+        value = _worded(match["body"])
+        return None if value is None or set(unit.lower().split()) & set(_NOT_UNITS) else Quantity(value, unit)
+    if match := _SCALED.match(text):
+        inner = read_quantity(match["body"])
+        if inner is None or inner.unit or inner.is_percent:
+            return None
+        unit = _flat(match["unit"] or "")
+        return None if set(unit.lower().split()) & set(_NOT_UNITS) else Quantity(inner.value * _SCALES[match["scale"]], unit)
     for pattern in (_WRAPPED, _PLAIN):
         match = pattern.match(text)
         if not match:
@@ -119,37 +163,96 @@ def known_unit(text: str) -> tuple[str, Fraction] | None:
     return (found[0] if power == 1 else f"length^{power}", found[1] ** power)
 
 
-def same_quantity(gold: Quantity, other: Quantity) -> bool | None:
-    """Whether two quantities are the same; None when the numbers are equal but the units cannot be compared.
+def same_quantity(gold: Quantity, other: Quantity, equal: Callable[[Fraction, Fraction], bool] = operator.eq) -> bool | None:
+    """Whether two quantities are the same; None where that hangs on units that cannot be compared.
 
-    Percent is never a plain number. A missing unit is taken for the other's: the question names it.
+    A missing unit is taken for the other's: the question names it. 50 % is the number 0.5, and 50 where a percentage was
+    asked for; what is known of a number of percent that was not asked for in percent, is nothing (3 % beside 3).
+
+    Args:
+        equal: compares the gold number with the other one; by default exactly.
     """
-    if gold.is_percent != other.is_percent:
-        return False
+    if gold.is_percent or other.is_percent:
+        return _same_percentage(gold, other, equal)
     if gold.unit == other.unit or not other.unit:
-        return gold.value == other.value
+        return equal(gold.value, other.value)
     unit = known_unit(other.unit)
     if not gold.unit:
-        is_counted = unit is not None or other.unit.endswith("s")  # 5 apples
-        return gold.value == other.value if is_counted or gold.value != other.value else None
+        if equal(gold.value, other.value):
+            return True if unit is not None or other.unit.endswith("s") else None  # 5 apples
+        in_base = other.value * unit[1] if unit else None
+        converted = (
+            in_base is not None
+            and unit is not None
+            and any(dimension == unit[0] and equal(gold.value, in_base / factor) for dimension, factor in _BASE.values())
+        )
+        return None if converted else False  # 50 mm, where 5 was perhaps asked for in cm
     wanted = known_unit(gold.unit)
     if wanted and unit:
-        return wanted[0] == unit[0] and gold.value * wanted[1] == other.value * unit[1]
-    if gold.unit.lower().removesuffix("s") == other.unit.lower().removesuffix("s"):
-        return gold.value == other.value
-    return None if gold.value == other.value else False
+        return wanted[0] == unit[0] and equal(gold.value, other.value * unit[1] / wanted[1])
+    if _stem(gold.unit) == _stem(other.unit):
+        return equal(gold.value, other.value)
+    return None if equal(gold.value, other.value) else False
+
+
+def _same_percentage(gold: Quantity, other: Quantity, equal: Callable[[Fraction, Fraction], bool]) -> bool | None:
+    if gold.is_percent and other.is_percent:
+        return equal(gold.value, other.value)
+    if gold.is_percent:
+        if other.unit:
+            return None if equal(gold.value, other.value) else False
+        if equal(gold.value / 100, other.value):
+            return True
+        return equal(gold.value, other.value) and (True if abs(gold.value) > 1 else None)
+    if not gold.unit and equal(gold.value, other.value / 100):
+        return True
+    return None if equal(gold.value, other.value) else False
+
+
+def _stem(unit: str) -> str:
+    unit = unit.lower().strip()
+    return "" if unit in ("unit", "units") else unit.removesuffix("s")
 
 
 def _value(text: str) -> Fraction | None:
     text = text.strip()
+    if match := re.fullmatch(rf"(?i)([+-]?)((?:{_NUMBER_WORD})(?:[\s-]+(?:and\s+)?(?:{_NUMBER_WORD}))*)", text):
+        number = _worded(match[2])
+        return -number if number is not None and match[1] == "-" else number
     if _THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
+    elif match := _SCIENTIFIC.fullmatch(text):
+        text = rf"{match[1]}\times 10^{{{match[2].lstrip('+')}}}"
     elif match := _MIXED.fullmatch(text):
         text = rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}"
     try:
         return exact(read(text))
     except Unreadable:
         return None
+
+
+def _worded(text: str) -> Fraction | None:
+    """`two hundred and fifty-three` -> 253; None if the words do not fall in that order."""
+    total, group, last = 0, 0, 10**13
+    for word in re.findall(r"[a-z]+", text.lower()):
+        if word == "and":
+            continue
+        if word == "hundred":
+            if not 0 < group < 10:
+                return None
+            group *= 100
+        elif word in _SCALES:
+            if not group or _SCALES[word] >= last:
+                return None
+            last = _SCALES[word]
+            total, group = total + group * last, 0
+        else:
+            number = _WORDS[word]
+            fits = group % 100 == 0 or (group % 10 == 0 and group % 100 >= 20 and 0 < number < 10)
+            if not fits or (group and not number):
+                return None
+            group += number
+    return Fraction(total + group)
 
 
 def _flat(unit: str) -> str:

@@ -56,27 +56,33 @@ PROBLEM = with_image_column(
             ("images", pa.list_(IMAGE)),  # none, one or several, shown before the question
             ("answer", pa.string()),
             ("answer_type", pa.string()),  # the grading rule that will compare answers
+            ("options", pa.list_(pa.string())),  # the texts of options A, B, ..; null if there are none
         ]
     ),
     "images",
     many=True,
 )
 
+_COMPLETION = [  # what is kept of every text that an engine wrote and the verifier judged
+    ("seed", pa.int64()),
+    ("text", pa.string()),  # as generated; after the prefill, if there was one
+    ("answer", pa.string()),  # extracted; null if none
+    ("verdict", pa.string()),  # right | wrong | unknown
+    ("rule", pa.string()),  # the grading rule that decided
+    ("finish_reason", pa.string()),  # stop | length
+    ("num_tokens", pa.int32()),
+    ("logprob", pa.float64()),  # sum over the generated tokens, natural log, at temperature 1
+    ("policy_digest", pa.string()),
+    ("verifier_digest", pa.string()),
+]
+
 SOLUTION = pa.schema(
     [
         ("solution_id", pa.string()),
         ("problem_id", pa.string()),
         ("index", pa.int32()),  # which of the problem's solutions, from 0
-        ("seed", pa.int64()),
-        ("steps", pa.list_(pa.string())),
-        ("answer", pa.string()),  # extracted; null if none
-        ("verdict", pa.string()),  # right | wrong | unknown
-        ("rule", pa.string()),  # the grading rule that decided
-        ("finish_reason", pa.string()),  # stop | length
-        ("num_tokens", pa.int32()),
-        ("logprob", pa.float64()),  # sum over the generated tokens, natural log, at temperature 1
-        ("policy_digest", pa.string()),
-        ("verifier_digest", pa.string()),
+        ("steps", pa.list_(pa.string())),  # of the whole solution
+        *_COMPLETION,
     ]
 )
 
@@ -84,19 +90,31 @@ CONTINUATION = pa.schema(
     [
         ("continuation_id", pa.string()),
         ("problem_id", pa.string()),
-        ("prefix_id", pa.string()),  # digest of the problem and the steps it continues
-        ("num_prefix_steps", pa.int32()),
+        ("prefix_id", pa.string()),  # digest of the problem and the units it continues
+        ("num_prefix_units", pa.int32()),  # 0: a solution from the start
         ("index", pa.int32()),  # which continuation of this prefix, from 0
-        ("seed", pa.int64()),
-        ("steps", pa.list_(pa.string())),  # the steps written AFTER the prefix
-        ("verdict", pa.string()),
-        ("rule", pa.string()),
-        ("finish_reason", pa.string()),
-        ("num_tokens", pa.int32()),
+        *_COMPLETION,
+    ]
+)
+
+PREFIX = pa.schema(  # what the continuations of one unfinished prefix came to
+    [
+        ("problem_id", pa.string()),
+        ("prefix_id", pa.string()),
+        ("num_units", pa.int32()),
+        ("num_right", pa.int32()),  # k
+        ("num_verdicts", pa.int32()),  # n: right + wrong; unknown is in neither
+        ("num_unknown", pa.int32()),
+        ("num_reused", pa.int32()),  # of the verdicts, those of continuations that began at an earlier prefix
+        ("stopping_rule", pa.string()),  # one of STOPPING_RULES
         ("policy_digest", pa.string()),
         ("verifier_digest", pa.string()),
     ]
 )
+STOPPING_RULES = ("fixed", "adaptive", "first_success", "tree_search", "early_stop", "unmeasured", "final", "imported")
+"""Why sampling ended: a fixed count; where the price was right; at the first success (k/n is biased upward); a fixed
+count in a tree whose solutions are kept for how they ended; never begun behind a step worth 0, or by choice; the
+solution's own verdict; counts made elsewhere."""
 
 LABEL = pa.schema(
     [
@@ -107,11 +125,17 @@ LABEL = pa.schema(
         ("step", pa.int32()),  # from 0
         ("num_steps", pa.int32()),  # steps of the whole solution
         ("num_right", pa.int32()),  # k
-        ("num_verdicts", pa.int32()),  # n: right + wrong; unknown is in neither
+        ("num_verdicts", pa.int32()),  # n
         ("num_unknown", pa.int32()),
-        ("stopping_rule", pa.string()),  # fixed | final
-        ("mc", pa.float64()),  # k / n
-        ("label", pa.float64()),  # the training target made from (k, n) by the formulation
+        ("num_reused", pa.int32()),
+        ("stopping_rule", pa.string()),
+        ("mc", pa.float64()),  # k / n; null where n is 0
+        ("mean", pa.float64()),  # the estimate of the prefix's value, in [0, 1]
+        ("sd", pa.float64()),  # its posterior standard deviation
+        ("low", pa.float64()),  # 5 % quantile of the posterior
+        ("high", pa.float64()),  # 95 % quantile
+        ("label", pa.float64()),  # the training target, by the formulation
+        ("weight", pa.float64()),  # of this label in the loss
         ("policy_digest", pa.string()),
         ("verifier_digest", pa.string()),
     ]
@@ -124,16 +148,8 @@ CANDIDATE = pa.schema(
         ("problem_id", pa.string()),
         ("decoding", pa.string()),  # sample | greedy
         ("index", pa.int32()),
-        ("seed", pa.int64()),
         ("steps", pa.list_(pa.string())),
-        ("answer", pa.string()),
-        ("verdict", pa.string()),
-        ("rule", pa.string()),
-        ("finish_reason", pa.string()),
-        ("num_tokens", pa.int32()),
-        ("logprob", pa.float64()),
-        ("policy_digest", pa.string()),
-        ("verifier_digest", pa.string()),
+        *_COMPLETION,
     ]
 )
 
@@ -201,7 +217,7 @@ def problem_id(question: str, answer: str, image_digests: Sequence[str]) -> str:
 
 
 def prefix_id(problem: str, steps: Sequence[str]) -> str:
-    """The name of a prefix: equal text of one problem is one prefix, whoever wrote it and however it was grouped."""
+    """The name of a prefix: equal units of one problem are one prefix, whoever wrote them and however they were grouped."""
     return digest("prefix", problem, "\n\n".join(steps))
 
 
@@ -217,13 +233,76 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
     Raises:
         DataError: a value does not fit its column.
     """
-    try:
-        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError) as error:
-        raise DataError(str(path), f"a value does not fit its column: {error}", "see components/records.py") from error
+    table = _table(path, rows, schema)
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd", row_group_size=ROWS_PER_GROUP, store_schema=True)
     return int(table.num_rows)
+
+
+class TableWriter:
+    """Writes a table row group by row group in bounded memory; the bytes depend on the rows alone, not on how they came."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._schema = path, schema
+        self._waiting: list[pa.Table] = []
+        self._num_waiting = 0
+        self.num_rows = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", store_schema=True)
+
+    def write(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> pa.Table:
+        """Append rows; returns them as a table.
+
+        Raises:
+            DataError: a value does not fit its column.
+        """
+        table = rows if isinstance(rows, pa.Table) else _table(self._path, rows, self._schema)
+        self._waiting.append(table)
+        self.num_rows += table.num_rows
+        self._num_waiting += table.num_rows
+        if self._num_waiting >= 8 * ROWS_PER_GROUP:
+            self._flush(everything=False)
+        return table
+
+    def _flush(self, *, everything: bool) -> None:
+        table = pa.concat_tables(self._waiting) if self._waiting else self._schema.empty_table()
+        ready = table.num_rows if everything else table.num_rows - table.num_rows % ROWS_PER_GROUP
+        if ready:
+            self._writer.write_table(table.slice(0, ready).combine_chunks(), row_group_size=ROWS_PER_GROUP)
+        rest = table.slice(ready)
+        self._waiting = [rest.combine_chunks()] if rest.num_rows else []
+        self._num_waiting = rest.num_rows
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._flush(everything=True)
+        finally:
+            self._writer.close()
+            if kind is not None:
+                self._path.unlink(missing_ok=True)
+
+
+def _table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    try:
+        return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError) as error:
+        raise DataError(str(path), f"a value does not fit its column: {error}", "see components/records.py") from error
+
+
+def iterate_table(
+    path: Path, schema: pa.Schema, columns: Sequence[str] | None = None, *, num_rows: int
+) -> Iterator[pa.Table]:
+    """As `read_arrow`, in slices of `num_rows` rows: memory does not grow with the file."""
+    file, wanted = _open_table(path, schema, columns)
+    try:
+        for batch in file.iter_batches(num_rows, columns=wanted, use_threads=False):
+            yield pa.Table.from_batches([batch])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(str(path), f"not a readable Parquet file: {error}", "delete it and run its stage again") from error
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -238,23 +317,29 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 
 def read_arrow(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """As `read_table`, but the Arrow table itself."""
-    wanted = list(columns) if columns is not None else schema.names
+    file, wanted = _open_table(path, schema, columns)
+    try:
+        return file.read(columns=wanted)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(str(path), f"not a readable Parquet file: {error}", "delete it and run its stage again") from error
+
+
+def _open_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None) -> tuple[Any, list[str]]:
+    wanted = list(columns) if columns is not None else list(schema.names)
     try:
         file = pq.ParquetFile(path)
-        missing = [name for name in wanted if name not in file.schema_arrow.names]
-        if missing:
-            raise DataError(
-                str(path), f"no column {missing[0]!r}", "was it written by an older version? run its stage again"
-            )
-        for name in wanted:
-            seen, known = file.schema_arrow.field(name).type, schema.field(name).type
-            if seen != known:
-                raise DataError(str(path), f"column {name!r} is {seen}, not {known}", "run its stage again")
-        return file.read(columns=wanted)
     except FileNotFoundError as error:
         raise DataError(str(path), "no such file", "run the stage that makes it: stepforge retrain") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(str(path), f"not a readable Parquet file: {error}", "delete it and run its stage again") from error
+    missing = [name for name in wanted if name not in file.schema_arrow.names]
+    if missing:
+        raise DataError(str(path), f"no column {missing[0]!r}", "was it written by an older version? run its stage again")
+    for name in wanted:
+        seen, known = file.schema_arrow.field(name).type, schema.field(name).type
+        if seen != known:
+            raise DataError(str(path), f"column {name!r} is {seen}, not {known}", "run its stage again")
+    return file, wanted
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ question or step can forge a marker or a picture's place.
 from __future__ import annotations
 
 import io
-import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 from components.errors import DataError
 from components.records import bytes_digest, digest
 
-STEP_SEPARATOR = "\n\n"  # steps are paragraphs (VisualPRM section 3)
 _CACHE_BYTES = 512 * 2**20
 _QUESTION = "\ue000question\ue000"  # stands for the question while the template is filled in
 
@@ -61,7 +59,7 @@ class Renderer:
         if not template:
             raise DataError("renderer", "the model has no chat template", "add chat_template.jinja to its folder")
         vocabulary = bytes_digest(self.tokenizer.backend_tokenizer.to_str().encode())
-        self.digest = digest("render-1", template, vocabulary, STEP_SEPARATOR, marker)
+        self.digest = digest("render-1", template, vocabulary, marker)
 
     def _marker_id(self, marker: str) -> int:
         ids = self.tokenizer.convert_tokens_to_ids([marker])
@@ -83,11 +81,7 @@ class Renderer:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        content: list[dict[str, str]] = [{"type": "image"} for _ in images] + [{"type": "text", "text": _QUESTION}]
-        filled = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        head, _, tail = filled.partition(_QUESTION)
+        head, tail = self._around_question(len(images))
         tensors: dict[str, Any] = {}
         token_types = None
         if images:
@@ -104,6 +98,28 @@ class Renderer:
         encoded = Encoded(ids, tensors, token_types)
         self._remember(key, encoded)
         return encoded
+
+    def unexpanded_ids(self, question: str, num_images: int) -> list[int]:
+        """The ids of `prompt` while each picture's place is still one token, for an engine that expands it itself."""
+        around = self._around_question(num_images)
+        head, tail = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in around)
+        ids: list[int] = head + self.text_ids(question) + tail
+        return ids
+
+    def _around_question(self, num_images: int) -> tuple[str, str]:
+        """What the chat template puts before and after the question."""
+        content: list[dict[str, str]] = [{"type": "image"} for _ in range(num_images)]
+        content.append({"type": "text", "text": _QUESTION})
+        filled = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        head, _, tail = filled.partition(_QUESTION)
+        return head, tail
+
+    def special_ids(self) -> list[int]:
+        """Ids that belong to the template: no text from outside has them, and of a model's own words only the end is."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return sorted({*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)})
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of text from outside: what looks like a special token is spelt out as plain text."""
@@ -131,30 +147,6 @@ class Renderer:
         while self._cached_bytes > _CACHE_BYTES:
             _, dropped = self._cache.popitem(last=False)
             self._cached_bytes -= _num_bytes(dropped)
-
-
-def split_steps(text: str, *, max_steps: int) -> list[str]:
-    """The steps of a generated solution: paragraphs, merged into at most `max_steps` balanced groups.
-
-    Source: VisualPRM (arXiv 2503.10291), at most 12 steps.
-    Differs: 13 paragraphs become 12 steps, not 7: group sizes differ by one at most.
-    """
-    parts = [part.strip() for part in text.split(STEP_SEPARATOR)]
-    parts = [part for part in parts if part]
-    if len(parts) <= max_steps:
-        return parts
-    bounds = [round(i * len(parts) / max_steps) for i in range(max_steps + 1)]
-    return [STEP_SEPARATOR.join(parts[a:b]) for a, b in itertools.pairwise(bounds)]
-
-
-def paragraphs(steps: Sequence[str]) -> tuple[str, ...]:
-    """What steps say, however they are grouped: their paragraphs in order."""
-    return tuple(part for step in steps for part in step.split(STEP_SEPARATOR))
-
-
-def prefill(steps: Sequence[str]) -> str:
-    """The start of the assistant's turn that holds these steps and awaits the next one."""
-    return "".join(step + STEP_SEPARATOR for step in steps)
 
 
 def padded(rows: Sequence[Sequence[int]], device: str, pad_id: int = 0) -> Any:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from components.lineage import SUMMARY
-from components.records import CANDIDATE, digest, row_images, seed_for, write_json, write_table
-from components.render import split_steps
+from components.records import CANDIDATE, digest, seed_for, write_json, write_table
+from components.sampling import Ask, Sampler
 from components.settings import Params, Runtime, Sampling
 
 MAX_STEPS = 64  # candidates keep their own steps; only a runaway text is grouped
@@ -27,64 +27,33 @@ def run(params: Params, runtime: Runtime, *, split: dict[str, Path], policy: Pat
     import pyarrow as pa
 
     from components import quality
-    from components.engines import Prompt, open_engine
-    from components.engines.journaled import JournaledEngine
-    from components.grading import VERIFIER_DIGEST, grade
     from components.problems import load_benchmark
-    from components.store import Journal
 
     settings = params.sample
     greedy = Sampling(temperature=0.0, top_k=0, max_tokens=settings.sampling.max_tokens)
-    engine = JournaledEngine(open_engine(policy, runtime), Journal(runtime.home / "journal.sqlite"), name="sample")
     rows: list[dict[str, Any]] = []
-    try:
+    with Sampler(params, runtime, policy, name="sample") as sampler:
         for name, path in split.items():
             problems = load_benchmark(path, max_image_pixels=params.curate.max_image_pixels)
             for decoding, sampling, num in (("greedy", greedy, 1), ("sample", settings.sampling, settings.num_candidates)):
-                prompts = [
-                    Prompt(
-                        p["question"],
-                        row_images(p),
-                        seeds=tuple(seed_for(params.seed, p["problem_id"], decoding, i) for i in range(num)),
-                    )
-                    for p in problems
+                made_by = (sampler.policy_digest, sampler.task.digest, sampling.model_dump(mode="json"))
+                asks = [
+                    Ask(p, tuple(seed_for(params.seed, p["problem_id"], decoding, i) for i in range(num))) for p in problems
                 ]
-                for problem, prompt, completions in zip(problems, prompts, engine.generate(prompts, sampling), strict=True):
-                    for i, completion in enumerate(completions):
-                        verdict = grade(
-                            completion.text,
-                            problem["answer"],
-                            problem["answer_type"],
-                            finish_reason=completion.finish_reason,
-                        )
-                        rows.append(
-                            {
-                                "candidate_id": digest(
-                                    "candidate",
-                                    name,
-                                    problem["problem_id"],
-                                    engine.policy_digest,
-                                    sampling.model_dump(mode="json"),
-                                    prompt.seeds[i],
-                                ),
-                                "split": name,
-                                "problem_id": problem["problem_id"],
-                                "decoding": decoding,
-                                "index": i,
-                                "seed": prompt.seeds[i],
-                                "steps": split_steps(completion.text, max_steps=MAX_STEPS),
-                                "answer": verdict.answer,
-                                "verdict": verdict.value,
-                                "rule": verdict.rule,
-                                "finish_reason": completion.finish_reason,
-                                "num_tokens": completion.num_tokens,
-                                "logprob": completion.logprob,
-                                "policy_digest": engine.policy_digest,
-                                "verifier_digest": VERIFIER_DIGEST,
-                            }
-                        )
-    finally:
-        engine.close()
+                for problem, graded in zip(problems, sampler.rows(asks, sampling), strict=True):
+                    rows += [
+                        {
+                            "candidate_id": digest("candidate", name, problem["problem_id"], *made_by, row["seed"]),
+                            "split": name,
+                            "problem_id": problem["problem_id"],
+                            "decoding": decoding,
+                            "index": i,
+                            "steps": sampler.task.steps(row["text"], max_steps=MAX_STEPS),
+                            **row,
+                        }
+                        for i, row in enumerate(graded)
+                    ]
+        cost = sampler.cost()
     write_table(out / "candidates.parquet", rows, CANDIDATE)
     quality.enforce(quality.check_candidates(pa.Table.from_pylist(rows, schema=CANDIDATE), settings.num_candidates), out)
     pools = {
@@ -92,4 +61,4 @@ def run(params: Params, runtime: Runtime, *, split: dict[str, Path], policy: Pat
         for name in split
     }
     write_json(out / SUMMARY, {"pools": pools, "candidates": len(rows), "tokens": sum(row["num_tokens"] for row in rows)})
-    return engine.cost()
+    return cost

@@ -1,13 +1,14 @@
-"""Where to sample and what the samples say: pure functions over prefixes and verdicts.
+"""Where to sample and what the samples say: the protocol of all searches, and Monte-Carlo estimation.
 
-Knows no engine, file or model: a search yields requests and is sent outcomes. A state is the tuple of
-paragraphs written so far; `()` is the problem itself.
+Knows no engine, file or model: a search is a generator that yields requests and is sent outcomes. A state is the
+tuple of units (paragraphs, or what the task says) written so far; `()` is the problem itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 State = tuple[str, ...]
 
@@ -24,11 +25,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One continuation: the paragraphs written after the state, and the verdict on its answer."""
+    """One continuation: the units written after the state, and the verdict on its answer."""
 
-    paragraphs: State
+    units: State
     verdict: str
     """right | wrong | unknown"""
+
+
+Search = Generator[list[Request], Sequence[Sequence[Outcome]], Any]
+"""Yields batches of requests and is sent, for each request, its outcomes."""
 
 
 @dataclass
@@ -38,8 +43,10 @@ class Counts:
     num_right: int = 0
     num_wrong: int = 0
     num_unknown: int = 0
+    num_reused: int = 0
+    """Of the verdicts (right and wrong), those of continuations that began at an earlier prefix."""
 
-    def add(self, verdict: str) -> None:
+    def add(self, verdict: str, *, is_reused: bool = False) -> None:
         """Count one verdict; unknown is neither right nor wrong."""
         if verdict == "right":
             self.num_right += 1
@@ -47,6 +54,7 @@ class Counts:
             self.num_wrong += 1
         else:
             self.num_unknown += 1
+        self.num_reused += is_reused and verdict != "unknown"
 
     @property
     def num(self) -> int:
@@ -65,8 +73,8 @@ class Counts:
 
 
 @dataclass
-class _Tree:
-    """The prefixes of one problem's solutions, each with its counts."""
+class Tally:
+    """The counts of one problem's prefixes."""
 
     counts: dict[State, Counts] = field(default_factory=dict)
 
@@ -74,16 +82,30 @@ class _Tree:
         """Count an outcome where it was sampled and, if `reuse`, at every known prefix that it passed through."""
         self.counts[state].add(outcome.verdict)
         if reuse:
-            path = state
-            for paragraph in outcome.paragraphs[:-1]:
-                path = (*path, paragraph)
+            for path in passed(state, outcome.units):
                 if path in self.counts:
-                    self.counts[path].add(outcome.verdict)
+                    self.counts[path].add(outcome.verdict, is_reused=True)
+
+
+def passed(state: State, units: State) -> Iterable[State]:
+    """The unfinished prefixes that a continuation of `state` passed through, from the shortest on; its end is none."""
+    for cut in range(1, len(units)):
+        yield state + units[:cut]
+
+
+def tally(prefixes: Iterable[State], outcomes: Iterable[tuple[State, Outcome]], *, reuse: bool) -> dict[State, Counts]:
+    """The counts of one problem's prefixes from all its continuations."""
+    found = Tally({state: Counts() for state in prefixes})
+    for state, outcome in outcomes:
+        if state not in found.counts:  # asked for by a search that keeps no such prefix, such as the problem itself
+            found.counts[state] = Counts()
+        found.add(state, outcome, reuse=reuse)
+    return found.counts
 
 
 def monte_carlo(
-    prefixes: Mapping[str, Iterable[State]], *, num_continuations: int, reuse: bool
-) -> Generator[list[Request], Sequence[Sequence[Outcome]], None]:
+    prefixes: Mapping[str, Iterable[State]], *, num_continuations: int, reuse: bool, stop_at_zero: bool = False
+) -> Search:
     """Ask for `num_continuations` outcomes of every prefix, in a few large batches.
 
     With `reuse`, prefixes are visited from the shortest on, and a continuation of one that happens to pass
@@ -93,20 +115,22 @@ def monte_carlo(
 
     Args:
         prefixes: problem -> its distinct unfinished prefixes.
-    Yields:
-        Batches of requests; send back, for each request, its outcomes.
+        stop_at_zero: do not sample behind a prefix without any right continuation; what lies there stays
+            unmeasured, which is not 0.
     Source: VisualPRM (arXiv 2503.10291) section 3, K = 16 continuations of every step.
     Differs: equal prefixes of one problem are sampled once; `reuse` is ours.
     """
-    trees = {problem: _Tree({state: Counts() for state in states}) for problem, states in prefixes.items()}
+    trees = {problem: Tally({state: Counts() for state in states}) for problem, states in prefixes.items()}
     depths = sorted({len(state) for tree in trees.values() for state in tree.counts})
-    waves = [[depth] for depth in depths] if reuse else [depths]
-    for wave in waves:
+    for wave in [[depth] for depth in depths] if reuse or stop_at_zero else [depths]:
         requests = []
         for problem, tree in trees.items():
             for state, counts in tree.counts.items():
-                if len(state) in wave and counts.num < num_continuations:
-                    requests.append(Request(problem, state, 0, num_continuations - counts.num))
+                if len(state) not in wave or counts.num >= num_continuations:
+                    continue
+                if stop_at_zero and _is_behind_zero(state, tree.counts):
+                    continue
+                requests.append(Request(problem, state, 0, num_continuations - counts.num))
         if not requests:
             continue
         answers = yield requests
@@ -115,9 +139,9 @@ def monte_carlo(
                 trees[request.problem].add(request.state, outcome, reuse=reuse)
 
 
-def tally(prefixes: Iterable[State], outcomes: Iterable[tuple[State, Outcome]], *, reuse: bool) -> dict[State, Counts]:
-    """The counts of one problem's prefixes from stored continuations; pure, so that labels can be made again."""
-    tree = _Tree({state: Counts() for state in prefixes})
-    for state, outcome in outcomes:
-        tree.add(state, outcome, reuse=reuse)
-    return tree.counts
+def _is_behind_zero(state: State, counts: Mapping[State, Counts]) -> bool:
+    for cut in range(1, len(state)):
+        before = counts.get(state[:cut])
+        if before is not None and before.num_verdicts and not before.num_right:
+            return True
+    return False

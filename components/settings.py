@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import SettingsError
+
+ENGINES = ("hf", "vllm", "server", "scripted")
 
 Frac = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -71,6 +74,9 @@ class TinyBase(_Section):
     type: Literal["tiny"]
     hidden_size: Count = 96
     num_layers: Count = 4
+    image_size: Count = 32
+    """Pixels a side; `image_size / patch_size / 2` squared is the number of image tokens."""
+    patch_size: Count = 8
 
 
 class CheckpointBase(_Section):
@@ -83,7 +89,17 @@ class CheckpointBase(_Section):
     """Commit of the hub repository; required for a hub id."""
 
 
-Base = Annotated[TinyBase | CheckpointBase, Field(discriminator="type")]
+class ServedBase(_Section):
+    """A model that only a server has; sampled by the engine `server`, never trained here."""
+
+    type: Literal["served"]
+    model: str
+    """The name under which the server lists it."""
+    revision: str
+    """What tells this model from another of the same name: a commit, a date, a version."""
+
+
+Base = Annotated[TinyBase | CheckpointBase | ServedBase, Field(discriminator="type")]
 
 
 class Optimiser(_Section):
@@ -116,6 +132,8 @@ class Sft(_Section):
     base: Base
     align: Optimiser | None = None
     """Before the language model learns, each image token must name what it shows; null skips it."""
+    align_column: str = "statements"
+    """Column of the demonstrations that says what: one text an image token, each of equally many words."""
     phases: list[SftPhase] = Field(min_length=1)
     optimiser: Optimiser
     """`num_steps` must equal the sum over the phases."""
@@ -123,31 +141,111 @@ class Sft(_Section):
     """Keep the vision encoder as it is (MM-PRM); the tiny model, born random, must not."""
 
 
-class Rollout(_Section):
-    """Seeds -> solutions and Monte-Carlo continuations (VisualPRM section 3)."""
+class MonteCarlo(_Section):
+    """Brute force: so many continuations of every prefix (VisualPRM section 3)."""
 
-    num_solutions: Count = 4
-    """Solutions per problem."""
-    max_steps: Count = 12
-    """Longer solutions are merged into so many balanced groups of steps."""
+    type: Literal["monte_carlo"]
     num_continuations: Count = 16
     """K: continuations per prefix."""
+    stop_at_zero: bool = False
+    """Leave what lies behind a prefix without a right continuation unmeasured."""
+
+
+class Joint(_Section):
+    """Sample where it tells most about the whole chain of a solution; see docs/labels.md."""
+
+    type: Literal["joint"]
+    price: Rate
+    """Summed variance of the labels that a continuation of mean length must take away; smaller is dearer."""
+    block: Count = 2
+    """Continuations sampled together at one prefix."""
+    max_rounds: Count = 8
+    """Large batches, one after the other."""
+    max_per_prefix: Count = 32
+    positive_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """What it is worth, beside the variance, to know whether a prefix's value is 0: 100 for hard labels."""
+
+
+class FirstErrors(_Section):
+    """Hard labels only: stop at the first success, and search the first hopeless step by bisection."""
+
+    type: Literal["first_errors"]
+    num_continuations: Count = 16
+    """A prefix is hopeless after so many failures."""
+    block: Count = 4
+
+
+class OmegaPrm(_Section):
+    """Tree search of MM-PRM (OmegaPRM), its parameters as published."""
+
+    type: Literal["omegaprm"]
+    num_root: Count = 16
+    num_probe: Count = 16
+    max_searches: Count = 200
+    max_rollouts: Count = 1000
+    alpha: Frac = 0.5
+    beta: Frac = 0.9
+    length: Count = 2000
+    """L: words of a long rollout."""
+    c_puct: Annotated[float, Field(ge=0.0)] = 0.125
+
+
+Search = Annotated[MonteCarlo | Joint | FirstErrors | OmegaPrm, Field(discriminator="type")]
+
+
+class Rollout(_Section):
+    """Seeds -> solutions and continuations of their prefixes."""
+
+    num_solutions: Count = 4
+    """Solutions per problem; a tree search grows its own."""
+    max_steps: Count = 12
+    """Longer solutions are merged into so many balanced groups of steps (VisualPRM section 3)."""
+    search: Search
+    """Which prefixes are continued, and how often."""
     reuse_prefixes: bool = True
     """A continuation also counts for every later prefix that it passed through; false is brute force."""
     sampling: Sampling = Sampling()
     max_failed_frac: Frac = 0.05
     """The stage fails when a larger share of the solutions has no usable step."""
 
+    @property
+    def counts_passing(self) -> bool:
+        """Whether continuations count where they passed through: not in a tree search, whose nodes exist for them."""
+        return self.reuse_prefixes and not isinstance(self.search, OmegaPrm)
+
+
+class Balance(_Section):
+    """How much right and wrong steps count."""
+
+    negative_weight: Rate = 1.0
+    """Weight of a wrong step's label in the loss (negative up-sampling, Athena-PRM)."""
+    equal_classes: bool = False
+    """Weights that give right and wrong steps the same total."""
+    max_positives_per_negative: Rate | None = None
+    """Keep at most so many right labels for each wrong one, chosen by their digests (MM-PRM: 1)."""
+
 
 class Label(_Section):
     """Rollouts -> step labels."""
 
-    formulation: Literal["soft", "value"] = "soft"
-    """soft: the share of right continuations (MM-PRM). value: 1 if it exceeds `threshold`, else 0 (VisualPRM)."""
+    formulation: Literal["soft", "value", "advantage", "count"] = "soft"
+    """soft: the value itself (MM-PRM). value: 1 if it exceeds `threshold`, else 0. advantage: 1, 0 or -1, the sign of
+    its change (VisualPRM). count: the value, learnt with its counts (BetaPRM)."""
+    estimator: Literal["joint", "counts"] = "joint"
+    """joint: the posterior of the whole chain, where it predicts better than each step alone. counts: k / n."""
     threshold: Frac = 0.0
-    """Only for `value`."""
-    min_verdicts: Count = 4
-    """A step with fewer verdicts gets no label, unless it ends the solution."""
+    """value: above it a step is right; with `joint` a step is right if P(value > max(threshold, .03)) > 1/2."""
+    min_change: Frac = 0.0
+    """advantage: smaller changes are 0."""
+    min_verdicts: Annotated[int, Field(ge=0)] = 4
+    """A step with fewer verdicts gets no label, unless it ends the solution; `joint` needs none."""
+    balance: Balance = Balance()
+    unique_prefixes: bool = False
+    """Label equal prefixes of a problem once."""
+    max_sd: Frac | None = None
+    """Leave steps unlabelled whose value is known less well than this."""
+    best_frac: Frac | None = None
+    """Keep this share of the solutions, by the balance and reliability of their labels (BIS)."""
 
 
 class Perception(_Section):
@@ -191,10 +289,42 @@ class Evaluate(_Section):
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
 
 
+class Judge(_Section):
+    """A model that decides what the rules leave open; STEPFORGE_JUDGE_URL says where it is served."""
+
+    model: str
+    """The name under which the server lists it."""
+    max_tokens: Count = 16
+    """Of its reply, which is one word; a model that thinks aloud needs more."""
+    num_attempts: Count = 5
+    """Of one question; after the last failure the verdict is unknown."""
+    timeout_seconds: Rate = 60.0
+    """Of one attempt."""
+    num_parallel: Count = 8
+    """Questions in flight."""
+
+
+class Verify(_Section):
+    """What may decide where the rules of `components/grading.py` leave an answer open."""
+
+    math_verify: bool = True
+    """Ask math-verify, in worker processes, about formulas that the rules do not read."""
+    cpu_seconds: Rate = 3.0
+    """CPU time of one comparison; past it the verdict is unknown."""
+    memory_bytes: Annotated[int, Field(ge=1 << 28)] = 3 << 29
+    """Address space of a worker."""
+    judge: Judge | None = None
+    """Ask a model about what is still open; null asks nobody."""
+
+
 class Params(_Section):
     """params.yaml: everything that decides what is computed."""
 
     seed: Annotated[int, Field(ge=0)]
+    task: str = "maths"
+    """What a step is and how answers are compared; see components/tasks.py."""
+    verify: Verify = Verify()
+    """How far the grader goes beyond its own rules."""
     curate: Curate
     sft: Sft
     rollout: Rollout
@@ -272,13 +402,23 @@ class Runtime:
     home: Path
     """STEPFORGE_HOME: journal, receipts, checkpoints of unfinished work, ledger. Default `.stepforge`."""
     engine: str
-    """STEPFORGE_ENGINE: hf | scripted. Default hf."""
+    """STEPFORGE_ENGINE: hf | vllm | server | scripted. Default hf."""
     device: str
     """STEPFORGE_DEVICE: cpu | cuda | cuda:0 ... Default: cuda if there is one."""
     num_threads: int
     """STEPFORGE_THREADS: CPU threads a process. Default 2, not the machine's count: sums keep their order."""
     num_workers: int
     """STEPFORGE_WORKERS: processes that a stage may run side by side. Default: 2, or 1 on one core."""
+    server_url: str | None = None
+    """STEPFORGE_SERVER_URL: where the engine `server` finds its models, such as http://localhost:8000/v1."""
+    server_key: str | None = field(default=None, repr=False)
+    """STEPFORGE_SERVER_KEY: sent as a bearer token; never printed."""
+    server_concurrency: int = 32
+    """STEPFORGE_SERVER_CONCURRENCY: requests in flight at a time; each may ask for many completions."""
+    judge_url: str | None = None
+    """STEPFORGE_JUDGE_URL: OpenAI-compatible server of the judge, up to and without `/chat/completions`."""
+    judge_key: str | None = field(default=None, repr=False)
+    """STEPFORGE_JUDGE_KEY: sent as a bearer token; never printed or written."""
 
 
 def load_runtime(environ: dict[str, str] | None = None) -> Runtime:
@@ -288,7 +428,8 @@ def load_runtime(environ: dict[str, str] | None = None) -> Runtime:
         SettingsError: an unknown STEPFORGE_ variable, or a value that is no positive number.
     """
     env = dict(os.environ) if environ is None else environ
-    known = {"HOME", "ENGINE", "DEVICE", "THREADS", "WORKERS", "ACTOR"}
+    known = {"HOME", "ENGINE", "DEVICE", "THREADS", "WORKERS", "ACTOR", "SERVER_URL", "SERVER_KEY", "SERVER_CONCURRENCY"}
+    known |= {"JUDGE_URL", "JUDGE_KEY"}
     for name in sorted(env):
         if name.startswith("STEPFORGE_") and name.removeprefix("STEPFORGE_") not in known:
             close = difflib.get_close_matches(name, [f"STEPFORGE_{k}" for k in known], n=1)
@@ -302,15 +443,48 @@ def load_runtime(environ: dict[str, str] | None = None) -> Runtime:
         return int(text)
 
     engine = env.get("STEPFORGE_ENGINE", "hf")
-    if engine not in ("hf", "scripted"):
-        raise SettingsError("environment", f"STEPFORGE_ENGINE={engine!r} is unknown", "known: hf, scripted")
+    if engine not in ENGINES:
+        raise SettingsError("environment", f"STEPFORGE_ENGINE={engine!r} is unknown", f"known: {', '.join(ENGINES)}")
+    if engine == "server" and not env.get("STEPFORGE_SERVER_URL"):
+        what = "STEPFORGE_ENGINE=server, but STEPFORGE_SERVER_URL is not set"
+        raise SettingsError("environment", what, "for example STEPFORGE_SERVER_URL=http://localhost:8000/v1")
     return Runtime(
         home=Path(env.get("STEPFORGE_HOME", ".stepforge")),
         engine=engine,
         device=env.get("STEPFORGE_DEVICE", "auto"),
         num_threads=positive("THREADS", 2),
         num_workers=positive("WORKERS", min(2, os.cpu_count() or 1)),
+        server_url=_web_address(env, "STEPFORGE_SERVER_URL"),
+        server_key=_secret(env, "STEPFORGE_SERVER_KEY"),
+        server_concurrency=positive("SERVER_CONCURRENCY", 32),
+        judge_url=_web_address(env, "STEPFORGE_JUDGE_URL"),
+        judge_key=_secret(env, "STEPFORGE_JUDGE_KEY"),
     )
+
+
+def _web_address(env: dict[str, str], name: str) -> str | None:
+    text = env.get(name)
+    if not text:
+        return None
+    if "@" in text:  # the value is not repeated: it may hold a secret
+        raise SettingsError("environment", f"{name} holds a name or a password", "give a key in a variable of its own")
+    try:
+        parts = urlsplit(text)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or any(c.isspace() for c in text):
+        raise SettingsError("environment", f"{name}={text!r} is no web address", "for example http://localhost:8000/v1")
+    return text.rstrip("/")
+
+
+def _secret(env: dict[str, str], name: str) -> str | None:
+    text = env.get(name)
+    if not text:
+        return None
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise SettingsError("environment", f"{name} holds a character that no key has", "copy it again, on one line")
+    return text
 
 
 def limit_threads(num_threads: int) -> None:

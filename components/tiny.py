@@ -7,13 +7,14 @@ It is saved as an ordinary checkpoint and loaded by the code that loads the larg
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from components import world
 from components.settings import TinyBase
 
-IMAGE_TOKENS = 4  # one for each quarter or column of the picture
 _SPECIAL = ("<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>", "<img>", "</img>", "<image>", "<video>")
 _CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>"
@@ -24,15 +25,20 @@ _CHAT_TEMPLATE = (
 )
 
 
-def write_base(folder: Path, base: TinyBase, *, seed: int) -> None:
-    """Save the model, its tokenizer and its processor files into `folder`."""
+def write_base(folder: Path, base: TinyBase, *, seed: int, texts: Iterable[str] | None = None) -> None:
+    """Save the model, its tokenizer and its processor files into `folder`.
+
+    Args:
+        texts: every word, tag and line break of theirs becomes a token; None: the words of the maths world.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(texts)
+    num_image_tokens = (base.image_size // base.patch_size // 2) ** 2
     tokenizer.save_pretrained(folder)
     # The processor files are written, not saved: saving from a process without torchvision loses the video part.
     image = {
         "image_processor_type": "GotOcr2ImageProcessor",
-        "size": {"height": world.SIZE, "width": world.SIZE},
+        "size": {"height": base.image_size, "width": base.image_size},
         "crop_to_patches": False,
         "do_resize": True,
         "do_rescale": True,
@@ -45,23 +51,44 @@ def write_base(folder: Path, base: TinyBase, *, seed: int) -> None:
     del video["image_processor_type"]
     (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=1) + "\n")
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=1) + "\n")
-    processor = {"processor_class": "InternVLProcessor", "image_seq_length": IMAGE_TOKENS}
+    processor = {"processor_class": "InternVLProcessor", "image_seq_length": num_image_tokens}
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
     (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
     _model(base, tokenizer, seed).save_pretrained(folder)
 
 
-def _tokenizer() -> Any:
-    """One token a word; a blank line is one token too, so that steps can be told apart."""
+_STRUCTURE = re.compile(r"\n+|</?\w+>")
+_MAX_NUMBER = world.MAX_NUMBER  # whole numbers up to it are words, whatever the texts hold
+
+
+def _vocabulary(texts: Iterable[str] | None) -> tuple[list[str], list[str]]:
+    """(words, then numbers; line breaks and tags) of texts."""
+    if texts is None:
+        return world.words(), ["\n\n"]
+    structure, words = {"\n\n"}, set()
+    for text in texts:
+        structure.update(_STRUCTURE.findall(text))
+        words.update(_STRUCTURE.sub(" ", text).split())
+    numbers = [str(n) for n in range(_MAX_NUMBER + 1)]
+    return sorted(words - set(numbers)) + numbers, sorted(structure)
+
+
+def _tokenizer(texts: Iterable[str] | None = None) -> Any:
+    """One token a word; line breaks and tags are tokens too, so that steps can be told apart."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate([*_SPECIAL, *(f"▁{word}" for word in world.words())])}
+    words, structure = _vocabulary(texts)
+    vocabulary = {word: i for i, word in enumerate([*_SPECIAL, *(f"▁{word}" for word in words)])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    core.decoder = decoders.Metaspace(prepend_scheme="always")
+    spaced = decoders.Metaspace(prepend_scheme="always")
+    opening = [tag for tag in structure if tag.startswith("<") and not tag.startswith("</")]
+    # A word brings its space with it: what follows an opening tag has none.
+    unspaced = [decoders.Replace(f"{tag} ", tag) for tag in opening]
+    core.decoder = decoders.Sequence([spaced, decoders.Fuse(), *unspaced]) if opening else spaced
     core.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in _SPECIAL])
-    core.add_tokens([AddedToken("\n\n", normalized=False, special=False)])
+    core.add_tokens([AddedToken(text, normalized=False, special=False) for text in structure])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
@@ -90,8 +117,8 @@ def _model(base: TinyBase, tokenizer: Any, seed: int) -> Any:
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "intermediate_size": 128,
-            "image_size": world.SIZE,
-            "patch_size": 8,
+            "image_size": base.image_size,
+            "patch_size": base.patch_size,
             "attention_bias": True,
             "layer_scale_init_value": 1.0,
             "use_mean_pooling": True,
@@ -112,7 +139,7 @@ def _model(base: TinyBase, tokenizer: Any, seed: int) -> Any:
             "pad_token_id": ids["<pad>"],
         },
         image_token_id=ids["<image>"],
-        image_seq_length=IMAGE_TOKENS,
+        image_seq_length=(base.image_size // base.patch_size // 2) ** 2,
         downsample_ratio=0.5,
         tie_word_embeddings=True,
         eos_token_id=ids["<|end|>"],

@@ -30,6 +30,7 @@ from components.records import (
     write_json,
 )
 from components.settings import Params, Runtime, limit_threads
+from components.tasks import Task, load_task
 
 
 def run(
@@ -58,7 +59,7 @@ def run(
     inputs = [seeds, rollouts, labels, policy] + ([statements] if statements else [])
     threads = max(1, runtime.num_threads // len(names))
     work_digest = digest(
-        "train-1", params.seed, params.train.model_dump(mode="json"), [tree_sha256(p) for p in inputs], threads
+        "train-2", params.seed, params.task, params.train.model_dump(mode="json"), [tree_sha256(p) for p in inputs], threads
     )
     with exclusive(runtime.home, f"train-{work_digest}") as work:
         jobs = [
@@ -142,29 +143,37 @@ def _train(
 
     torch.set_num_threads(threads)
     settings = params.train
+    if params.label.formulation == "advantage":
+        what = "label.formulation 'advantage' has three classes; the head learns two"
+        raise SettingsError(
+            "params.yaml", what, "use these labels elsewhere (stepforge export), or train on soft or value labels"
+        )
     model = RewardModel.from_policy(
         policy, marker=settings.marker, label_tokens=settings.label_tokens, device=runtime.device, sees=name != "blind"
     )
     if settings.freeze_vision:
         freeze_vision(model.model)
     model.train()
-    examples = _examples(model, seeds, rollouts, labels)
+    examples = _examples(model, load_task(params.task), seeds, rollouts, labels)
     if not examples:
         raise DataError(str(labels), "no labelled step", "lower label.min_verdicts, or sample more continuations")
     say("train", f"{name}: {len(examples):,} solutions, {sum(len(e[2]) for e in examples):,} labelled steps")
 
     perception, accuracies = None, [float("nan")]
     if settings.perception is not None and statements is not None:
-        task = settings.perception
-        perception = Perception(read_rows(statements, ["question", "statements"]), model, corrupted_frac=task.corrupted_frac)
+        seeing, asked = settings.perception, load_task(params.task)
+        statement_rows = [
+            row | {"question": asked.question(row["question"])} for row in read_rows(statements, ["question", "statements"])
+        ]
+        perception = Perception(statement_rows, model, corrupted_frac=seeing.corrupted_frac)
         warmed = perception
 
         def warmup_at(step: int) -> tuple[Any, str]:
-            loss, accuracy = warmed.loss(task.warmup.batch_size, seed_for(params.seed, "perception", step))
+            loss, accuracy = warmed.loss(seeing.warmup.batch_size, seed_for(params.seed, "perception", step))
             accuracies.append(accuracy)
             return loss, f"{name} sees {accuracy:.3f}"
 
-        fit(model, warmup_at, task.warmup, name="train", checkpoint=work / f"{name}-warmup.pt")
+        fit(model, warmup_at, seeing.warmup, name="train", checkpoint=work / f"{name}-warmup.pt")
 
     def loss_at(step: int) -> tuple[Any, str]:
         batch = [
@@ -174,6 +183,7 @@ def _train(
         loss = soft_label_loss(
             model.logits([e[0] for e in batch], [e[1] for e in batch]),
             torch.tensor([label for e in batch for label in e[2]], device=model.head.device),
+            torch.tensor([weight for e in batch for weight in e[3]], device=model.head.device),
         )
         note = f"{name} loss {loss.item():.3f}"
         if perception is not None and settings.perception is not None and settings.perception.aux_weight > 0:
@@ -185,6 +195,8 @@ def _train(
     model.eval()
     contract = {
         "formulation": params.label.formulation,
+        "task": params.task,
+        "task_digest": load_task(params.task).digest,
         "label_tokens": list(settings.label_tokens),
         "weights": {"right": 1.0, "wrong": 0.0},
         "policy_digest": policy_digest(policy),
@@ -205,14 +217,16 @@ def _train(
     write_json(work / f"{name}-report.json", report)
 
 
-def _examples(model: Any, seeds: Path, rollouts: Path, labels: Path) -> list[tuple[Any, Any, list[float]]]:
-    """(prompt, rendered solution with the markers of its labelled steps, their labels), a row a solution."""
+def _examples(
+    model: Any, task: Task, seeds: Path, rollouts: Path, labels: Path
+) -> list[tuple[Any, Any, list[float], list[float]]]:
+    """(prompt, rendered solution with the markers of its labelled steps, their labels and weights), a row a solution."""
     from components.render import Rendered
 
     problems = {row["problem_id"]: row for row in read_table(seeds / "seeds.parquet", PROBLEM)}
-    of_solution: dict[str, dict[int, float]] = defaultdict(dict)
-    for row in read_table(labels / "labels.parquet", LABEL, ["solution_id", "step", "label"]):
-        of_solution[row["solution_id"]][row["step"]] = row["label"]
+    of_solution: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
+    for row in read_table(labels / "labels.parquet", LABEL, ["solution_id", "step", "label", "weight"]):
+        of_solution[row["solution_id"]][row["step"]] = (row["label"], row["weight"])
     examples = []
     for row in read_table(rollouts / "solutions.parquet", SOLUTION, ["solution_id", "problem_id", "steps"]):
         known = of_solution.get(row["solution_id"])
@@ -224,6 +238,7 @@ def _examples(model: Any, seeds: Path, rollouts: Path, labels: Path) -> list[tup
         problem = problems[row["problem_id"]]
         rendered = model.renderer.solution(row["steps"])
         markers = [rendered.markers[step] for step in sorted(known)]
-        prompt = model.renderer.prompt(problem["question"], row_images(problem))
-        examples.append((prompt, Rendered(rendered.ids, markers), [known[step] for step in sorted(known)]))
+        prompt = model.renderer.prompt(task.question(problem["question"]), row_images(problem))
+        targets = [known[step] for step in sorted(known)]
+        examples.append((prompt, Rendered(rendered.ids, markers), [t[0] for t in targets], [t[1] for t in targets]))
     return examples

@@ -138,21 +138,28 @@ def write_world(out: Path, *, seed: int = 0, scale: float = 1.0) -> None:
     Args:
         scale: multiplies the number of rows; tests use a small one.
     """
+    num = {name: max(8, round(count * scale)) for name, count in _NUM_ROWS.items()}
+    tables = {name: _split(name, num, seed) for name in num}
+    truth = [row for name in ("dev", "test", "ood") for row in _truth_rows(name, num[name], seed)]
+    write_folder(out, {**tables, "truth": (truth, TRUTH)})
+
+
+Table = tuple[list[dict[str, Any]], pa.Schema]
+
+
+def write_folder(out: Path, tables: Mapping[str, Table]) -> None:
+    """Write a world's tables as a data folder, whole or not at all."""
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        num = {name: max(8, round(count * scale)) for name, count in _NUM_ROWS.items()}
-        for name in num:
-            rows, schema = _split(name, num, seed)
+        for name, (rows, schema) in tables.items():
             write_table(part / f"{name}.parquet", rows, schema)
-        truth = [row for name in ("dev", "test", "ood") for row in _truth_rows(name, num[name], seed)]
-        write_table(part / "truth.parquet", truth, TRUTH)
         shutil.rmtree(out, ignore_errors=True)
         part.replace(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    say("world", f"{out}: " + ", ".join(f"{name} {count:,}" for name, count in num.items()))
+    say("world", f"{out}: " + ", ".join(f"{name} {len(rows):,}" for name, (rows, _) in tables.items() if name != "truth"))
 
 
 RAW = with_image_column(
@@ -232,7 +239,7 @@ def _problems(name: str, count: int, seed: int) -> list[_Problem]:
         values = {colour: int(value) for colour, value in zip(COLOURS, rng.integers(1, 10, 4), strict=True)}
         num_asked = int(rng.integers(2, 4)) if kind == "total" else _NUM_COLOURS[kind]
         asked = tuple(COLOURS[i] for i in rng.permutation(4))[:num_asked]
-        image = _png(_draw(family, order, values, rng))
+        image = png(_draw(family, order, values, rng))
         out.append(_Problem(family, order, Truth(kind, asked, values), image))
     return out
 
@@ -348,7 +355,7 @@ def _seen(problem: _Problem, rng: np.random.Generator) -> dict[str, int]:
     return {c: swap.get(v, v) if rng.random() < CONFUSED_FRAC else v for c, v in problem.truth.values.items()}
 
 
-def _split(name: str, num: Mapping[str, int], seed: int) -> tuple[list[dict[str, Any]], pa.Schema]:
+def _split(name: str, num: Mapping[str, int], seed: int) -> Table:
     problems = _problems(name, num[name], seed)
     rng = np.random.default_rng([seed, 100 + _STREAM[name]])
     rows = [_raw_row(name, i, problem) for i, problem in enumerate(problems)]
@@ -369,7 +376,7 @@ def _split(name: str, num: Mapping[str, int], seed: int) -> tuple[list[dict[str,
             row["step_kinds"] = [t.kind for t in truths]
         return rows, STEP_ERROR
     if name == "train":
-        rows += _dirt(rows, _split("test", num, seed)[0], rng)
+        rows += dirt(rows, _split("test", num, seed)[0], rng)
     return rows, RAW
 
 
@@ -383,7 +390,7 @@ def _raw_row(name: str, index: int, problem: _Problem) -> dict[str, Any]:
     }
 
 
-def _dirt(rows: list[dict[str, Any]], test: list[dict[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
+def dirt(rows: list[dict[str, Any]], test: list[dict[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
     """Rows as a real crawl would bring them: repeated, leaked from the test set, broken, without a usable answer."""
     picks = [rows[int(i)] for i in rng.choice(len(rows), 6, replace=False)]
     leaked = dict(test[int(rng.integers(len(test)))])
@@ -437,7 +444,7 @@ def _draw(family: str, order: Sequence[str], values: Mapping[str, int], rng: np.
     return image + rng.normal(0, 0.1, image.shape)
 
 
-def _png(image: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
     """The picture as an uncompressed PNG: its bytes do not depend on the compression library."""
     pixels = np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()

@@ -6,17 +6,22 @@ Starts light: what a verb needs is imported when it is used. Knows no stage and 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from components.cli import build_parser, guarded
+from components.cli import build_parser, guarded, leave
 from components.errors import RefusedError
 from flows import prepare_environment
 
 
+def run() -> NoReturn:
+    """Entry point of the installed `stepforge` command."""
+    leave(main())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `stepforge`; returns the exit code."""
+    """What `stepforge` does; returns the exit code."""
     args = whole_parser().parse_args(argv)
     prepare_environment()
     return guarded(args.call, args)
@@ -115,4 +120,4 @@ def _print(lines: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

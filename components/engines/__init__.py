@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+from components.errors import SettingsError
 from components.settings import Runtime, Sampling
 
 
@@ -32,38 +33,57 @@ class Completion:
 
     text: str
     finish_reason: str
-    """stop: the model ended its turn. length: it was cut at `max_tokens`."""
+    """stop: the model ended its turn. length: it was cut at `max_tokens`, or where the model's context ends."""
     num_tokens: int
     logprob: float
-    """Natural logarithm of the text's probability under the policy at temperature 1."""
+    """Natural logarithm of the text's probability under the policy at temperature 1; NaN if a server does not say."""
 
 
 class Engine(Protocol):
     """What every engine offers.
 
-    A completion depends on its prompt, the sampling, its own seed and the policy: not on what else is in the
+    A completion depends on its prompt, the sampling, its seed and the policy: not on what else is in the
     batch, as far as floating-point arithmetic allows (see docs/architecture.md).
     """
 
     policy_digest: str
+    seeding: Literal["row", "request"]
+    """row: each completion has its own seed. request: the seeds of a prompt count as one; they stand and fall together."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
-        """Completions of every prompt: `[P][K]`, in the order of prompts and seeds."""
+        """Completions of every prompt: `[P][K]`, in the order of prompts and seeds.
+
+        Raises:
+            EngineError: the engine cannot do what is asked.
+            TryAgainError: it cannot do it now.
+        """
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free what the engine holds; a second call does nothing."""
 
 
 def open_engine(policy: Path, runtime: Runtime) -> Engine:
     """The engine that the runtime asks for, with the policy in a folder written by `sft`.
 
     Raises:
-        EngineError: the policy cannot be loaded.
+        EngineError: the policy cannot be loaded or is not what the server has.
+        SettingsError: the runtime names an engine that does not exist, or no server.
+        TryAgainError: the server does not answer.
     """
     if runtime.engine == "scripted":
         from components.engines.scripted import ScriptedEngine
 
         return ScriptedEngine(policy)
+    if runtime.engine == "server":
+        from components.engines.server import ServerEngine
+
+        if runtime.server_url is None:
+            raise SettingsError("environment", "STEPFORGE_SERVER_URL is not set", "for example http://localhost:8000/v1")
+        return ServerEngine(policy, url=runtime.server_url, key=runtime.server_key, concurrency=runtime.server_concurrency)
+    if runtime.engine == "vllm":
+        from components.engines.vllm import VllmEngine
+
+        return VllmEngine(policy, device=runtime.device)
     from components.engines.hf import HfEngine
 
     return HfEngine(policy, device=runtime.device)

@@ -190,7 +190,7 @@ def _rollout_facts(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _label_facts(summary: Mapping[str, Any]) -> list[str]:
-    mean = f"mean mc {decimal(summary.get('mean_mc'))}"
+    mean = f"mean value {decimal(summary.get('mean'))}"
     return [_main(summary.get("labels"), "labels"), mean, f"{count(summary.get('unlabelled'))} steps unlabelled"]
 
 

@@ -13,6 +13,11 @@ from components.report.markup import Html, count, decimal, join, missing, number
 
 SCORERS = {"prm": "PRM", "blind": "blind PRM", "shuffled": "PRM, shuffled picture", "likelihood": "policy likelihood"}
 SETS = {"candidates": "Steps of the candidates", "step_errors": "Step-error set (exact labels)"}
+ESTIMATORS = {
+    "joint": "All steps of a problem's solutions were estimated together.",
+    "beta": "Each step was estimated by itself, shrunk to what is usual: together they predicted rollouts less well.",
+    "counts": "Each is the share of right continuations.",
+}
 COLUMNS: tuple[tuple[str, str, Any], ...] = (
     ("auroc", "AUROC", decimal),
     ("auroc_reading", "AUROC, reading steps", decimal),
@@ -51,10 +56,16 @@ def _labels(summary: Mapping[str, Any]) -> Html:
         return missing("The labels have no histogram.")
     title = f"Labels, {count(summary.get('labels'))} steps"
     bars = [(low, high, num) for low, high, num in summary["histogram"]]
+    told = ESTIMATORS.get(str(summary.get("estimator")), "")
     caption = tag(
-        "figcaption", tag("b", title), ". What the PRM was taught: how often a solution that begins so ends right."
+        "figcaption", tag("b", title), ". What the PRM was taught: how often a solution that begins so ends right. ", told
     )
-    return tag("figure", histogram(bars, title=title, x_label="share of right continuations"), caption)
+    kept = [
+        f"{name.replace('_', ' ')} kept {count(switch.get('after'))} of {count(switch.get('before'))}"
+        for name, switch in sorted((summary.get("switches") or {}).items())
+    ]
+    note = tag("p", f"Switches: {', '.join(kept)}.", class_="note") if kept else None
+    return tag("figure", histogram(bars, title=title, x_label="value of the step"), caption, note)
 
 
 def _table(title: str, key: str, scorers: Mapping[str, Any], caption: str) -> Html:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.records import tree_sha256
+from components.records import CONTINUATION, PROBLEM, SOLUTION, read_table, tree_sha256, write_table
 from components.world import write_world
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +30,8 @@ SMOKE_PARAMS = {
         "phases": [{"column": "warmup_steps", "num_steps": 90}, {"column": "steps", "num_steps": 30}],
         "optimiser": {"num_steps": 120, "batch_size": 48, "learning_rate": 2e-3, "warmup_steps": 20},
     },
-    "rollout": {"num_solutions": 2, "num_continuations": 4, "max_failed_frac": 1.0},
-    "label": {"min_verdicts": 1},
+    "rollout": {"num_solutions": 2, "search": {"max_rounds": 4}, "max_failed_frac": 1.0},
+    "label": {"max_sd": 0.45},
     "train": {
         "optimiser": {"num_steps": 20, "batch_size": 16, "learning_rate": 1e-3},
         "perception": {"warmup": {"num_steps": 20, "batch_size": 16, "learning_rate": 2e-3}},
@@ -151,7 +153,7 @@ def test_a_second_run_changes_nothing(workspace, first_run, digests):
 
 def test_a_label_setting_reruns_label_and_what_follows_only(workspace, first_run):
     before = (workspace / "params.yaml").read_text()
-    (workspace / "params.yaml").write_text(before.replace("min_verdicts: 1", "min_verdicts: 2"))
+    (workspace / "params.yaml").write_text(before.replace("max_sd: 0.45", "max_sd: 0.25"))
     try:
         seen = outcomes(stepforge(workspace, "retrain"))
     finally:
@@ -180,6 +182,79 @@ def test_interrupted_stages_leave_nothing_half_written_and_end_with_the_same_dig
         assert [p.name for p in (other / "artifacts").glob(".*")] == []
         subprocess.run(command, cwd=other, env=environment(other, STEPFORGE_WORKERS="1"), check=True, capture_output=True)
         assert tree_sha256(other / out) == digests[name], name
+
+
+def test_twenty_kills_lose_no_completion_that_was_paid_for(workspace, digests, tmp_path):
+    """kill -9 at random moments of rollout: the same bytes in the end, and no completion sampled or kept twice."""
+    rng = random.Random(0)
+    home, out = tmp_path / "home", tmp_path / "rollouts"
+    command = [sys.executable, "-m", "components", "rollout", "--seeds", "artifacts/seeds", "--policy", "artifacts/policy"]
+    command += ["--out", str(out)]
+    env = environment(workspace, STEPFORGE_HOME=str(home), STEPFORGE_WORKERS="1")
+    num_kills, known, work_seconds = 0, 0, 1.5
+    while num_kills < 20:
+        process = subprocess.Popen(
+            command, cwd=workspace, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        with closing(process.stderr) as lines:
+            next(line for line in lines if line.startswith("rollout"))
+            time.sleep(rng.random() * work_seconds)
+            os.killpg(process.pid, signal.SIGKILL)
+            lines.read()
+        if process.wait(30) == 0:  # it was faster: begin anew
+            assert tree_sha256(out) == digests["rollout"]
+            shutil.rmtree(home)
+            shutil.rmtree(out)
+            known, work_seconds = 0, work_seconds * 0.7
+            continue
+        num_kills += 1
+        assert not out.exists()
+        kept = journal_rows(home)
+        assert kept >= known  # what was paid for stays
+        known = kept
+    subprocess.run(command, cwd=workspace, env=env, check=True, capture_output=True)
+    assert tree_sha256(out) == digests["rollout"]
+    rows = [
+        len(read_table(out / f"{name}.parquet", schema, ["seed"]))
+        for name, schema in (("solutions", SOLUTION), ("continuations", CONTINUATION))
+    ]
+    assert journal_rows(home) == sum(rows)
+    assert not list(tmp_path.glob(".*.part"))  # the last run swept up after the killed ones
+
+
+def journal_rows(home: Path) -> int:
+    """Completions that the journal holds."""
+    with closing(sqlite3.connect(f"file:{home / 'journal.sqlite'}?mode=ro", uri=True)) as journal:
+        return int(journal.execute("SELECT count(*) FROM completion").fetchone()[0])
+
+
+def test_a_weekly_increment_pays_for_what_is_new_and_a_new_verifier_for_nothing(workspace, digests, tmp_path):
+    """Five per cent more problems cost about as many tokens; equal input and another verifier cost none."""
+    seeds = read_table(workspace / "artifacts/seeds/seeds.parquet", PROBLEM)
+    num_new = max(1, round(len(seeds) * 0.05))
+
+    def tokens(name: str, rows, **params) -> tuple[int, int]:
+        folder = tmp_path / name
+        write_table(folder / "seeds/seeds.parquet", rows, PROBLEM)
+        settings = merged(yaml.safe_load((workspace / "params.yaml").read_text()), params)
+        (folder / "params.yaml").write_text(yaml.safe_dump(settings))
+        command = [sys.executable, "-m", "components", "rollout", "--params", str(folder / "params.yaml"), "--seeds"]
+        command += [str(folder / "seeds"), "--policy", "artifacts/policy", "--out", str(folder / "rollouts")]
+        env = environment(workspace, STEPFORGE_HOME=str(tmp_path / "home"))
+        subprocess.run(command, cwd=workspace, env=env, check=True, capture_output=True)
+        receipts = sorted((tmp_path / "home/receipts/rollout").glob("*.json"), key=lambda p: p.stat().st_mtime)
+        receipt = json.loads(receipts[-1].read_text())
+        return receipt["sampled_tokens"], receipt["journal_tokens"]
+
+    old, new = seeds[:-num_new], seeds[-num_new:]
+    first, _ = tokens("first", old)
+    mixed = [*old[: len(old) // 2], *new, *old[len(old) // 2 :]]  # where the new ones stand decides nothing
+    added, reused = tokens("second", mixed)
+    own, _ = tokens("alone", new)
+    assert (reused, own) == (first, 0)
+    assert 0 < added < 3 * 0.05 * first  # four problems: each may be three times as long as the mean
+    assert tokens("again", mixed) == (0, first + added)
+    assert tokens("other verifier", mixed, verify={"math_verify": False}) == (0, first + added)
 
 
 def interrupted(command: list[str], folder: Path, name: str) -> int:

@@ -147,6 +147,7 @@ def _sample(rng, split, problem, share, hostile, candidates, scores, selections)
             "index": 0 if index == 8 else index,
             "seed": 1,
             "steps": [step + hostile for step in steps],
+            "text": "\n\n".join(step + hostile for step in steps),
             "answer": None if verdict == "unknown" else answer,
             "verdict": verdict,
             "rule": "number",
@@ -292,7 +293,7 @@ def _summaries(hostile: str, num_candidates: int) -> dict[str, dict[str, Any]]:
             "tokens": 1_234_567,
             "verdicts": {"right": 90_100, "wrong": 92_900, "unknown": 220},
         },
-        "label": {"labels": 41_220, "unlabelled": 17, "mean_mc": 0.4831, "histogram": bars},
+        "label": {"labels": 41_220, "unlabelled": 17, "mean": 0.4831, "histogram": bars},
         "train": {"labels": 41_220, "steps": 500, "final_loss": 0.4411, "perception_accuracy": 0.987, "controls": ["blind"]},
         "sample": {
             "pools": {"dev": digest("pool", "dev"), "test": digest("pool", "test"), "ood": digest("pool", "ood")},

@@ -25,13 +25,13 @@ def params():
 
 @pytest.fixture
 def run(params, tmp_path):
-    def call(problems, holdout=(), **changes):
+    def call(problems, holdout=(), task="maths", **changes):
         out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
         out.mkdir()
         settings = params.curate.model_copy(update=changes)
         runtime = load_runtime({"STEPFORGE_HOME": str(tmp_path / "home")})
         curate.run(
-            params.model_copy(update={"curate": settings}),
+            params.model_copy(update={"curate": settings, "task": task}),
             runtime,
             problems=list(problems),
             holdout=list(holdout),
@@ -107,6 +107,63 @@ def test_a_near_duplicate_of_a_test_problem_is_held_out_even_if_its_answer_canno
     assert fates(out) == {"s": "holdout_overlap"}
 
 
+LONG_QUESTION = " ".join(f"word{i}" for i in range(70)) + " how many {} shapes stand in this picture of many small shapes ?"
+
+
+def test_two_long_questions_on_one_picture_are_two_problems_where_the_unit_is_a_picture(run, tmp_path):
+    picture = bars([3, 5, 7, 2])
+    rows = [
+        {"id": "red", "question": LONG_QUESTION.format("red"), "answer": "3", "picture": picture},
+        {"id": "blue", "question": LONG_QUESTION.format("blue"), "answer": "4", "picture": picture},
+        {
+            "id": "again",
+            "question": LONG_QUESTION.format("Red") + "!",
+            "answer": "3",
+            "picture": bars([3, 5, 7, 2], noise=0.01),
+        },
+    ]
+    assert fates(run([write_json_problems(tmp_path, rows)], task="scene", max_quarantined_frac=1.0)) == {
+        "again": "near_duplicate"
+    }
+
+
+def test_two_such_questions_are_near_duplicates_where_it_is_a_problem(run, tmp_path):
+    rows = [
+        {"id": colour, "question": LONG_QUESTION.format(colour), "answer": "3", "picture": bars([3, 5, 7, 2])}
+        for colour in ("red", "blue")
+    ]
+    assert fates(run([write_json_problems(tmp_path, rows)], max_quarantined_frac=1.0)) == {"blue": "near_duplicate"}
+
+
+def test_no_question_on_a_picture_that_looks_like_a_held_one_is_a_seed_where_the_unit_is_a_picture(run, tmp_path):
+    held = [
+        {"id": "t", "question": "how many red ?", "answer": "4", "picture": bars([1, 2, 3, 4])},
+        {"id": "text", "question": "what is two and two ?", "answer": "4"},
+    ]
+    rows = [
+        {
+            "id": "other question",
+            "question": "is blue left of red ?",
+            "answer": "2",
+            "picture": bars([1, 2, 3, 4], noise=0.01),
+        },
+        {"id": "same picture", "question": "how many green ?", "answer": "2", "picture": held[0]["picture"]},
+        {"id": "other picture", "question": "how many red ?", "answer": "4", "picture": bars([4, 2, 3, 1])},
+        {"id": "no picture", "question": "what is three and three ?", "answer": "6"},
+    ]
+    paths = [write_json_problems(tmp_path / name, content) for name, content in (("a", rows), ("b", held))]
+    out = run(paths[:1], paths[1:], task="scene")
+    assert fates(out) == {"other question": "holdout_overlap", "same picture": "holdout_overlap"}
+    assert [row["source_id"] for row in read_table(out / "seeds.parquet", PROBLEM)] == ["other picture", "no picture"]
+
+
+def test_the_same_row_is_a_seed_where_the_unit_is_a_problem(run, tmp_path):
+    held = {"id": "t", "question": "how many red ?", "answer": "4", "picture": bars([1, 2, 3, 4])}
+    row = {"id": "s", "question": "is blue left of red ?", "answer": "2", "picture": bars([1, 2, 3, 4], noise=0.01)}
+    out = run([write_json_problems(tmp_path / "a", [row])], [write_json_problems(tmp_path / "b", [held])])
+    assert fates(out) == {}
+
+
 def test_two_runs_give_equal_bytes(run, tmp_path):
     path = write_json_problems(tmp_path, problem_rows(20))
     assert tree_sha256(run([path])) == tree_sha256(run([path]))
@@ -168,7 +225,7 @@ def test_every_row_of_mm_k12_gets_a_fate(run):
     assert not seeds.keys() & quarantined.keys()
     assert set(quarantined.values()) == {"uncheckable_answer"}
     for source_id, answer in rows.items():
-        several = "\n" in answer or " or " in answer or answer.startswith("(1)") or "not unique" in answer
+        several = "not unique" in answer
         prose = len([word for word in answer.split() if word.isalpha() and len(word) > 3]) > 3
         assert (source_id in quarantined) >= (several or prose), answer
         plain = answer.strip("$. ").lstrip("-").replace(".", "", 1).isdigit() and answer.count(".") < 3
@@ -178,7 +235,7 @@ def test_every_row_of_mm_k12_gets_a_fate(run):
 @pytest.mark.skipif(not (REALDATA / "mmk12_test").is_dir(), reason="real rows are not on this machine")
 def test_the_same_real_file_as_holdout_leaves_nothing(run):
     path = REALDATA / "mmk12_test" / "k12_55.json"
-    with pytest.raises(DataError, match="43 holdout_overlap"):
+    with pytest.raises(DataError, match="50 holdout_overlap"):
         run([path], [path])
 
 

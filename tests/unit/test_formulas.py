@@ -59,7 +59,7 @@ def test_two_spellings_have_one_tree(a, b):
         "5 5",
         "2 3/4 5",
         "2^3^2",
-        r"\sin^{-1} x",
+        r"\log^{-1} x",
         r"\frac123",
         r"\sqrt23",
         r"2\frac{3}{2}",  # a mixed number would be written 3 1/2
@@ -88,6 +88,15 @@ def test_two_spellings_have_one_tree(a, b):
 def test_what_may_be_read_in_two_ways_or_not_at_all_is_refused(text):
     with pytest.raises(Unreadable):
         tree(text)
+
+
+def test_an_inverse_function_may_be_written_as_a_power():
+    assert tree(r"\tan^{-1} 2") == tree(r"\arctan 2") == ("fn", "arctan", ("num", Fraction(2)))
+
+
+def test_rows_of_a_matrix_and_commands_escaped_twice_keep_their_meaning():
+    assert normal_text(r"\begin{pmatrix} 1 \\ -2 \end{pmatrix}") == r"\begin{pmatrix} 1 \cr  -2 \end{pmatrix}"
+    assert tree(r"\\frac{1}{2}") == tree(r"\frac{1}{2}")
 
 
 def test_capitals_are_one_name_or_a_product_as_asked():

@@ -282,3 +282,38 @@ def test_a_ratio_over_nothing_is_none():
     found = bootstrap.ratio(rare, rare)
     assert found["mean"] == 1.0
     assert 0.0 <= found["low"] <= found["high"] <= 1.0
+
+
+def test_problems_of_one_cluster_come_and_go_together():
+    """Five copies of each problem say no more than one: the interval is that of the clusters, not of the rows."""
+    rng = np.random.default_rng(5)
+    of_cluster = rng.random(200)
+    values, clusters = np.repeat(of_cluster, 5), [str(i) for i in range(200) for _ in range(5)]
+    found = Bootstrap(1000, num_resamples=4000, confidence=0.95, seed=0, clusters=clusters).mean(values)
+    half = 1.959964 * of_cluster.std() / math.sqrt(200)
+    assert found["mean"] == pytest.approx(values.mean(), abs=1e-6)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(half, rel=0.07)
+    rows = Bootstrap(1000, num_resamples=4000, confidence=0.95, seed=0).mean(values)
+    assert found["high"] - found["low"] == pytest.approx(math.sqrt(5) * (rows["high"] - rows["low"]), rel=0.1)
+
+
+def test_clusters_of_unequal_size_have_the_delta_methods_interval():
+    rng = np.random.default_rng(6)
+    sizes = rng.integers(1, 6, 300)
+    levels = rng.random(300)
+    values = np.repeat(levels, sizes) + rng.normal(0, 0.1, sizes.sum())
+    clusters = [str(i) for i, size in enumerate(sizes) for _ in range(size)]
+    found = Bootstrap(len(values), num_resamples=4000, confidence=0.95, seed=0, clusters=clusters).mean(values)
+    sums = np.array([values[np.array(clusters) == str(i)].sum() for i in range(300)])
+    half = 1.959964 * (sums - values.mean() * sizes).std() / sizes.mean() / math.sqrt(300)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_clusters_of_one_are_no_clusters():
+    values = np.random.default_rng(7).random(40)
+    options = {"num_resamples": 100, "confidence": 0.9, "seed": 3}
+    alone = Bootstrap(40, **options, clusters=[f"picture {i}" for i in range(40)])
+    assert alone.mean(values) == Bootstrap(40, **options).mean(values)
+    together = Bootstrap(40, **options, clusters=["one picture"] * 40)
+    assert together.num_clusters == 1
+    assert together.mean(values)["low"] == together.mean(values)["high"] == pytest.approx(values.mean(), abs=1e-6)

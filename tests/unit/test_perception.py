@@ -124,3 +124,37 @@ def test_the_loss_teaches(perception, tiny_policy):
         optimiser.step()
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def test_of_a_tagged_statement_the_value_before_the_tag_is_corrupted(perception):
+    rows = [dict(row, statements=[f"<step>{text}</step>" for text in row["statements"]]) for row in ROWS]
+    task, rng = perception(1.0, rows), np.random.default_rng(0)
+    assert set(task.values) == set("123456789")
+    shown = Counter(task.corrupt("<step>red: 5</step>", rng).shown for _ in range(600))
+    assert set(shown) == {f"<step>red: {n}</step>" for n in "12346789"}
+    near = sum(shown[f"<step>red: {n}</step>"] for n in "46")
+    assert abs(near / 600 - (0.5 + 0.5 * 2 / 8)) < 4 * math.sqrt(0.25 / 600)
+
+
+def test_the_true_value_is_asked_for_where_it_stands_before_closing_tags(perception, model, monkeypatch):
+    """The position whose output must name the value is the one just before the value's token."""
+    rows = [dict(ROWS[0], statements=["<step> red: 5 </step>"])]
+    task = perception(0.0, rows)
+    seen = []
+    monkeypatch.setattr(model, "hidden", lambda ids, prompts, call=model.hidden: seen.append(ids) or call(ids, prompts))
+    asked = []
+    head = model.model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, given, out: asked.append(given[0]))
+    try:
+        loss, _ = task.loss(1, 0)
+    finally:
+        handle.remove()
+    after = len(model.renderer.text_ids("</step>"))
+    value = model.renderer.text_ids("<step> red: 5 </step>")[-1 - after]
+    ids = seen[0][0]
+    at = len(ids) - 1 - after - 1  # marker, tag, then the value
+    assert ids[at] == value
+    with torch.no_grad():
+        expected = model.hidden([ids], [task.encoded[0]])[0, at - 1]
+    assert torch.allclose(asked[0][0], expected, atol=1e-5)
+    assert math.isfinite(loss.item())

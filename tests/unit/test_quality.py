@@ -8,7 +8,7 @@ import pytest
 from components.errors import DataError
 from components.expectations import Suites, within
 from components.quality import check_candidates, check_labels, check_rollouts, check_seeds, enforce
-from components.records import CANDIDATE, CONTINUATION, LABEL, PROBLEM, QUARANTINE, SOLUTION, digest, prefix_id
+from components.records import CANDIDATE, CONTINUATION, LABEL, PREFIX, PROBLEM, QUARANTINE, SOLUTION, digest, prefix_id
 
 SAMPLED = {
     "seed": 1,
@@ -52,10 +52,10 @@ def continuation(name, of, cut, index, **changes):
         "continuation_id": digest(prefix, index),
         "problem_id": digest(name),
         "prefix_id": prefix,
-        "num_prefix_steps": cut,
+        "num_prefix_units": cut,
         "index": index,
     }
-    return row | {"steps": ["c"], "verdict": "right"} | SAMPLED | changes
+    return row | {"text": "c", "verdict": "right"} | SAMPLED | changes
 
 
 def label(name, step, right, verdicts, **changes):
@@ -66,7 +66,9 @@ def label(name, step, right, verdicts, **changes):
         "prefix_id": digest(name, step, "x"),
     }
     row |= {"step": step, "num_steps": 3, "num_right": right, "num_verdicts": verdicts, "num_unknown": 0}
-    row |= {"stopping_rule": "final" if step == 2 else "fixed", "mc": right / verdicts, "label": right / verdicts}
+    share = right / verdicts
+    row |= {"stopping_rule": "final" if step == 2 else "fixed", "mc": share, "label": share, "mean": share, "num_reused": 0}
+    row |= {"sd": 0.1, "low": share * 0.9, "high": share + (1 - share) * 0.1, "weight": 1.0}
     return row | {"policy_digest": "p", "verifier_digest": "v"} | changes
 
 
@@ -92,6 +94,23 @@ def seeds_gate(seeds, bad=(), rows_in=None, held=()):
 
 SOLUTIONS = [solution(name, index) for name in "xyz" for index in range(4)]
 CONTINUATIONS = [continuation(name, of, cut, i) for name in "xyz" for of in range(4) for cut in (1, 2) for i in range(4)]
+PREFIXES = [
+    {
+        "problem_id": digest(name),
+        "prefix_id": prefix_id(digest(name), [f"a {of}", f"b {of}", "c"][:cut]),
+        "num_units": cut,
+        "num_right": 4,
+        "num_verdicts": 4,
+        "num_unknown": 0,
+        "num_reused": 0,
+        "stopping_rule": "fixed",
+        "policy_digest": "p",
+        "verifier_digest": "v",
+    }
+    for name in "xyz"
+    for of in range(4)
+    for cut in (1, 2)
+]
 LABELS = [
     label(f"{name}", step, right, 4 if step < 2 else 1)
     for name in range(6)
@@ -107,7 +126,7 @@ def lines(gate, severity):
 def test_sound_tables_pass_every_check():
     gates = [
         seeds_gate([problem("a"), problem("b")], held=[problem("c")]),
-        check_rollouts(table(SOLUTIONS, SOLUTION), table(CONTINUATIONS, CONTINUATION)),
+        check_rollouts(table(SOLUTIONS, SOLUTION), table(CONTINUATIONS, CONTINUATION), table(PREFIXES, PREFIX)),
         check_labels(table(LABELS, LABEL)),
         check_candidates(table(CANDIDATES, CANDIDATE), 8),
     ]
@@ -122,11 +141,19 @@ def test_sound_tables_pass_every_check():
     [
         ({"label": 1.7}, "labels/label", "1 of 18 outside [0, 1]; first: problem {p} solution {s} step 1 = 1.7 (critical)"),
         ({"label": float("nan")}, "labels/label", "1 of 18 missing"),
-        ({"label": 0.4}, "labels/label", "1 of 18 neither mc nor 0 or 1; first: problem {p} solution {s} step 1"),
+        (
+            {"label": 0.4},
+            "labels/label",
+            "1 of 18 no target of the formulation soft; first: problem {p} solution {s} step 1",
+        ),
+        ({"mean": 1.2, "label": 1.0}, "labels/mean", "1 of 18 outside [0, 1]"),
+        ({"low": 0.9, "high": 0.1}, "labels/low", "1 of 18 above high"),
+        ({"weight": -1.0}, "labels/weight", "1 of 18 below 0"),
+        ({"num_reused": 5}, "labels/num_reused", "1 of 18 above num_verdicts"),
         ({"mc": 0.5}, "labels/mc", "1 of 18 not num_right / num_verdicts"),
-        ({"num_right": 5, "mc": 1.25, "label": 1.0}, "labels/num_right", "1 of 18 above num_verdicts"),
-        ({"num_right": -1, "mc": -0.25, "label": 0.0}, "labels/num_right", "1 of 18 below 0"),
-        ({"num_verdicts": 0}, "labels/num_verdicts", "1 of 18 below 1"),
+        ({"num_right": 5, "mc": 1.25}, "labels/num_right", "1 of 18 above num_verdicts"),
+        ({"num_right": -1, "mc": -0.25}, "labels/num_right", "1 of 18 below 0"),
+        ({"num_verdicts": -1}, "labels/num_verdicts", "1 of 18 below 0"),
         ({"step": 3}, "labels/step", "1 of 18 behind the last step of the solution"),
         ({"step": -1}, "labels/step", "1 of 18 below 0"),
         ({"step": 0}, "labels/step", "2 of 18 label one step twice"),
@@ -152,12 +179,12 @@ def test_a_missing_label_is_a_warning_and_equal_labels_are_critical():
     assert lines(gate, "warning")["labelled solutions/num_unlabelled"].startswith(
         "1 of 6 have steps without a label; first: problem"
     )
-    equal = [row | {"num_right": row["num_verdicts"], "mc": 1.0, "label": 1.0} for row in LABELS]
+    equal = [row | {"num_right": row["num_verdicts"], "mc": 1.0, "label": 1.0, "mean": 1.0, "high": 1.0} for row in LABELS]
     assert lines(check_labels(table(equal, LABEL)), "critical") == {
         "labels/histogram": "all labels are equal, distinct values: 1 (critical)"
     }
     lopsided = [label(str(n), s, 4, 4) for n in range(200) for s in range(3)]
-    lopsided[0] |= {"num_right": 0, "mc": 0.0, "label": 0.0}
+    lopsided[0] |= {"num_right": 0, "mc": 0.0, "label": 0.0, "mean": 0.0, "low": 0.0}
     gate = check_labels(table(lopsided, LABEL))
     assert "labels/top_bin_frac" in lines(gate, "warning")
     assert not gate.failures("critical")
@@ -204,13 +231,14 @@ def test_a_large_quarantine_is_a_warning():
         ({"solution_id": digest("x", 0)}, "solutions/solution_id"),
         ({"num_tokens": -1}, "solutions/num_tokens"),
         ({"policy_digest": "q"}, "rollouts/policy_digest"),
-        ({"problem_id": digest("w")}, "continuations/prefix_id"),
     ],
 )
 def test_a_planted_fault_in_a_solution_is_found(change, check):
     rows = [dict(row) for row in SOLUTIONS]
     rows[1] |= change
-    assert check in lines(check_rollouts(table(rows, SOLUTION), table(CONTINUATIONS, CONTINUATION)), "critical")
+    assert check in lines(
+        check_rollouts(table(rows, SOLUTION), table(CONTINUATIONS, CONTINUATION), table(PREFIXES, PREFIX)), "critical"
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,18 +255,20 @@ def test_a_planted_fault_in_a_solution_is_found(change, check):
 def test_a_planted_fault_in_a_continuation_is_found(change, check):
     rows = [dict(row) for row in CONTINUATIONS]
     rows[1] |= change
-    assert check in lines(check_rollouts(table(SOLUTIONS, SOLUTION), table(rows, CONTINUATION)), "critical")
+    assert check in lines(
+        check_rollouts(table(SOLUTIONS, SOLUTION), table(rows, CONTINUATION), table(PREFIXES, PREFIX)), "critical"
+    )
 
 
 def test_cut_off_and_unknown_is_sound_and_many_unknown_are_a_warning():
     rows = [dict(row, verdict="unknown", finish_reason="length") if i < 12 else row for i, row in enumerate(CONTINUATIONS)]
-    gate = check_rollouts(table(SOLUTIONS, SOLUTION), table(rows, CONTINUATION))
+    gate = check_rollouts(table(SOLUTIONS, SOLUTION), table(rows, CONTINUATION), table(PREFIXES, PREFIX))
     assert not gate.failures("critical")
     assert lines(gate, "warning") == {"rollouts/unknown_continuation_frac": "more than 0.05: 0.125 (warning)"}
 
 
 def test_rollouts_without_continuations_are_sound():
-    assert not check_rollouts(table(SOLUTIONS, SOLUTION), table([], CONTINUATION)).failures("critical")
+    assert not check_rollouts(table(SOLUTIONS, SOLUTION), table([], CONTINUATION), table([], PREFIX)).failures("critical")
 
 
 @pytest.mark.parametrize(

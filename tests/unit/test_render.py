@@ -1,6 +1,5 @@
 """What the model reads, to the token: no text from outside can forge a marker, a picture or the end of a turn."""
 
-import itertools
 import shutil
 
 import pytest
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 from components import world
 from components.checkpoints import load_processor
 from components.errors import DataError
-from components.render import Renderer, join_tensors, padded, paragraphs, prefill, split_steps
+from components.render import Renderer
+from components.tasks import MATHS
 from tests.conftest import byte_tokenizer, picture
 
 # The tiny tokenizer by hand: nine special tokens, then 29 words, then the numbers from 0, then the blank line.
@@ -117,7 +117,9 @@ def test_the_same_steps_are_the_same_ids_for_trainer_scorer_and_generator(render
     whole = renderer.text_ids("\n\n".join(steps))
     assert [token if token != PRM else BLANK for token in renderer.solution(steps).ids] == [*whole, BLANK]
     for cut in range(1, 5):  # a prefix that awaits its next step begins as the whole text does
-        assert [*whole, BLANK][: len(renderer.text_ids(prefill(steps[:cut])))] == renderer.text_ids(prefill(steps[:cut]))
+        assert [*whole, BLANK][: len(renderer.text_ids(MATHS.prefill(steps[:cut])))] == renderer.text_ids(
+            MATHS.prefill(steps[:cut])
+        )
 
 
 def test_a_prompt_asked_twice_is_the_same(renderer):
@@ -176,55 +178,3 @@ def test_a_model_without_a_template_is_said(tiny_policy, tmp_path):
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(DataError, match="no chat template"):
         Renderer(load_processor(copy))
-
-
-def group_sizes(num_paragraphs, max_steps):
-    steps = split_steps("\n\n".join(f"p{i}" for i in range(num_paragraphs)), max_steps=max_steps)
-    return [step.count("\n\n") + 1 for step in steps]
-
-
-def test_thirteen_paragraphs_are_twelve_steps_and_so_are_twenty_five():
-    assert sorted(group_sizes(13, 12)) == [1] * 11 + [2]
-    assert sorted(group_sizes(25, 12)) == [2] * 11 + [3]
-    assert group_sizes(12, 12) == [1] * 12
-    assert group_sizes(3, 1) == [3]
-
-
-@given(st.integers(0, 200), st.integers(1, 20))
-def test_groups_are_balanced_and_lose_nothing(num_paragraphs, max_steps):
-    sizes = group_sizes(num_paragraphs, max_steps)
-    assert sum(sizes) == num_paragraphs
-    assert len(sizes) == min(num_paragraphs, max_steps)
-    assert max(sizes, default=0) - min(sizes, default=0) <= 1
-
-
-def test_blank_text_has_no_steps():
-    for text in ("", "\n\n", " \n\n \t\n\n\n"):
-        assert split_steps(text, max_steps=12) == []
-
-
-@given(st.text(alphabet="ab \n", max_size=40), st.integers(1, 4))
-def test_steps_and_their_paragraphs_say_what_the_text_says(text, max_steps):
-    wanted = tuple(part.strip() for part in text.split("\n\n") if part.strip())
-    steps = split_steps(text, max_steps=max_steps)
-    assert paragraphs(steps) == wanted
-    assert paragraphs(split_steps(prefill(steps), max_steps=max_steps)) == wanted  # once more, through the prefill
-    for cut in range(len(steps)):
-        assert prefill(steps).startswith(prefill(steps[:cut]))
-
-
-def test_a_prefill_ends_where_the_next_step_begins():
-    assert prefill([]) == ""
-    assert prefill(["red: 3", "blue: 5"]) == "red: 3\n\nblue: 5\n\n"
-
-
-def test_rows_are_padded_on_the_right():
-    assert padded([[1, 2, 3], [4]], "cpu", pad_id=9).tolist() == [[1, 2, 3], [4, 9, 9]]
-
-
-def test_pictures_of_a_batch_are_joined_in_the_order_of_its_rows(renderer):
-    encoded = [renderer.prompt("red", pictures) for pictures in ([picture(1)], [], [picture(2), picture(3)])]
-    joined = join_tensors(encoded, 0, "cpu", torch.float64)["pixel_values"]
-    assert joined.dtype == torch.float64
-    each = [renderer.prompt("red", [picture(shade)]).tensors["pixel_values"][0] for shade in (1, 2, 3)]
-    assert all(torch.equal(a, b.double()) for a, b in itertools.zip_longest(joined, each))

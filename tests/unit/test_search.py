@@ -111,7 +111,7 @@ def test_outcomes_that_passed_through_a_prefix_weigh_as_much_as_its_own():
                 continue
             if state == ("a", "a"):
                 own, own_right = own + 1, own_right + (outcome.verdict == "right")
-            elif outcome.paragraphs[0] == "a":
+            elif outcome.units[0] == "a":
                 reused, reused_right = reused + 1, reused_right + (outcome.verdict == "right")
     exact = value(("a", "a"))
     for count, right in ((reused, reused_right), (own, own_right)):
@@ -189,8 +189,8 @@ def test_a_small_tree_worked_out_by_hand():
     counts = tally(tree["p"], zip(states, [*first, *second, *third, *fourth], strict=True), reuse=True)
     assert counts == {
         ("A",): Counts(1, 2, 0),
-        ("A", "B"): Counts(1, 1, 1),
-        ("A", "B", "C"): Counts(1, 1, 1),
+        ("A", "B"): Counts(1, 1, 1, num_reused=2),
+        ("A", "B", "C"): Counts(1, 1, 1, num_reused=1),
         ("A", "D"): Counts(1, 1, 1),
     }
     alone = tally(tree["p"], zip(states, [*first, *second, *third, *fourth], strict=True), reuse=False)
@@ -203,3 +203,17 @@ def test_a_wave_is_left_out_where_reuse_has_measured_enough():
     assert next(search) == [Request("p", ("A",), 0, 2)]
     with pytest.raises(StopIteration):
         search.send([[Outcome(("B", "end"), "right"), Outcome(("B", "end"), "wrong")]])
+
+
+def test_behind_a_prefix_without_a_right_continuation_nothing_is_measured_and_that_is_not_zero():
+    prefixes = [("A",), ("A", "B"), ("A", "B", "C"), ("D",), ("D", "E")]
+    search = monte_carlo({"p": prefixes}, num_continuations=2, reuse=False, stop_at_zero=True)
+    assert next(search) == [Request("p", ("A",), 0, 2), Request("p", ("D",), 0, 2)]
+    end = ("end",)
+    zero, unknown = [Outcome(end, "wrong")] * 2, [Outcome(end, "unknown")] * 2
+    assert search.send([zero, unknown]) == [Request("p", ("D", "E"), 0, 2)]  # unknown is not zero: go on
+    with pytest.raises(StopIteration):
+        search.send([zero])
+    sampled = [(("A",), o) for o in zero] + [(("D",), o) for o in unknown] + [(("D", "E"), o) for o in zero]
+    counts = tally(prefixes, sampled, reuse=False)
+    assert [counts[state].mc for state in prefixes] == [0.0, None, None, None, 0.0]

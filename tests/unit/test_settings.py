@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import SettingsError
-from components.settings import CheckpointBase, Runtime, TinyBase, load_params, load_runtime
+from components.settings import CheckpointBase, Label, Runtime, TinyBase, load_params, load_runtime
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,8 +100,8 @@ def test_a_key_named_like_a_kind_of_base_is_still_named(changed):
 
 
 def test_an_unknown_key_like_no_other_is_answered_with_those_that_are_known(changed):
-    for name in ("label.zzzzzz", "label.label"):
-        assert refusal(changed, name, 1).hint == "known keys: formulation, min_verdicts, threshold"
+    for name in ("label.zzzzzz", "label.qqq"):
+        assert refusal(changed, name, 1).hint == f"known keys: {', '.join(sorted(Label.model_fields))}"
 
 
 def test_an_unknown_kind_of_base_and_a_checkpoint_without_its_place_are_said(changed):
@@ -121,7 +121,7 @@ def test_a_checkpoint_base_is_told_from_a_tiny_one_by_its_type(changed):
         ("seed", -1),
         ("label.threshold", 1.5),
         ("label.formulation", "hard"),
-        ("rollout.num_continuations", 0),
+        ("rollout.num_solutions", 0),
         ("rollout.sampling.top_p", 0.0),
         ("rollout.sampling.temperature", -0.1),
         ("train.optimiser.learning_rate", 0),

@@ -1,0 +1,78 @@
+"""What the continuations of a problem's prefixes came to: from solutions and continuations to rows of PREFIX.
+
+Shared by the stage that samples and the one that grades anew. Knows no engine and no estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from components.records import prefix_id
+from components.search import Counts, Outcome, State, tally
+from components.tasks import Task
+
+Row = dict[str, Any]
+
+
+def is_usable(solution: Mapping[str, Any]) -> bool:
+    """Whether a solution has steps to label: it ended by itself and says something."""
+    return solution["finish_reason"] == "stop" and bool(solution["steps"])
+
+
+def unfinished(task: Task, steps: Sequence[str]) -> list[State]:
+    """The unfinished prefixes of a solution, from the shortest on."""
+    out: list[State] = []
+    units: State = ()
+    for step in steps[:-1]:
+        units += task.units([step])
+        out.append(units)
+    return out
+
+
+def outcome(task: Task, continuation: Mapping[str, Any]) -> Outcome:
+    """A row of CONTINUATION as searches see it."""
+    return Outcome(tuple(task.splitter.split(continuation["text"])), continuation["verdict"])
+
+
+def prefix_rows(
+    task: Task,
+    problem: str,
+    solutions: Iterable[Row],
+    continuations: Mapping[State, Sequence[Row]],
+    *,
+    reuse: bool,
+    stopping_rule: Callable[[str, Counts], str],
+    digests: Mapping[str, str],
+) -> list[Row]:
+    """Rows of PREFIX for one problem: itself, every unfinished prefix of a usable solution, every other one continued.
+
+    Args:
+        continuations: state -> rows with `text` and `verdict`.
+        stopping_rule: says, from a prefix's name and counts, why its sampling ended.
+        digests: policy_digest and verifier_digest.
+    """
+    states: dict[State, None] = {(): None}
+    for row in solutions:
+        if is_usable(row):
+            states |= dict.fromkeys(unfinished(task, row["steps"]))
+    states |= dict.fromkeys(continuations)
+    outcomes = ((state, outcome(task, row)) for state, rows in continuations.items() for row in rows)
+    counts = tally(states, outcomes, reuse=reuse)
+    out = []
+    for state in sorted(states, key=lambda s: (len(s), s)):
+        name, count = prefix_id(problem, state), counts[state]
+        out.append(
+            {
+                "problem_id": problem,
+                "prefix_id": name,
+                "num_units": len(state),
+                "num_right": count.num_right,
+                "num_verdicts": count.num_verdicts,
+                "num_unknown": count.num_unknown,
+                "num_reused": count.num_reused,
+                "stopping_rule": stopping_rule(name, count),
+                **digests,
+            }
+        )
+    return out
