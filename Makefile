@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 export DO_NOT_TRACK=true DVC_NO_ANALYTICS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false GX_ANALYTICS_ENABLED=false \
        HF_HUB_DISABLE_TELEMETRY=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1
 
-.PHONY: setup demo test check docs lock quality setup-vllm test-vllm bench-engine clean help
+.PHONY: setup demo test check docs lock quality label-cost label-scale tree-cost setup-vllm test-vllm bench-engine clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -45,6 +45,15 @@ lock: setup  ## write requirements.lock from what .venv has
 
 quality: setup  ## the demo's quality over three seeds, with pooled intervals (about 20 minutes)
 	@$(BIN)/python tests/quality.py --seeds 0 1 2
+
+label-cost: setup  ## tokens a label needs, against brute force with 16 at equal error (after a demo; about 5 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.label_cost
+
+tree-cost: setup  ## the same against OmegaPRM's tree search (after a demo; about 10 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.tree_cost --policy artifacts/policy --seeds artifacts/seeds
+
+label-scale: setup  ## seconds and memory of `label` for three million steps (about 4 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.label_scale
 
 setup-vllm:  ## install vLLM's own environment into .venv-vllm
 	@PYTHON="$(PYTHON)" bash infra/setup_vllm.sh .venv-vllm requirements-vllm.lock

@@ -227,7 +227,7 @@ class Labeller:
             what = "hard labels made elsewhere, without counts: there is nothing to estimate from"
             raise DataError(str(rollouts), what, "train on the labels that import wrote")
         self.prior = estimation.beta_prior(right, total)
-        self.guard = estimation.guard(forest, right, total)
+        self.guard = estimation.guard(forest, *self._node_counts(forest, prefixes, own=True))
         if "tree_search" in rules:
             self.guard = replace(self.guard, uses_chain=False, reason="a tree search keeps solutions for how they ended")
         if self.guard.uses_chain:
@@ -277,11 +277,16 @@ class Labeller:
             out.problems.append(paths)
         return out
 
-    def _node_counts(self, forest: Forest, prefixes: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    def _node_counts(self, forest: Forest, prefixes: pa.Table, *, own: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """(k, n) of every node; `own`: without the continuations that began at an earlier one."""
         place = {name: i for i, name in enumerate(prefixes.column("prefix_id").to_pylist())}
         rows = np.array([place.get(key, -1) for key in forest.keys])
         known = rows >= 0
         right, total = (prefixes.column(name).to_numpy() for name in ("num_right", "num_verdicts"))
+        if own:
+            reused = [prefixes.column(name).fill_null(0).to_numpy() for name in ("num_reused_right", "num_reused")]
+            total = total - reused[1]
+            right = np.minimum(right - reused[0], total)  # labels from elsewhere do not say how many of them were right
         return np.where(known, right[rows], 0), np.where(known, total[rows], 0)
 
     def _counts(self, steps: _Steps, solutions: pa.Table, prefixes: pa.Table) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def prefix_rows(
                 "num_verdicts": count.num_verdicts,
                 "num_unknown": count.num_unknown,
                 "num_reused": count.num_reused,
+                "num_reused_right": count.num_reused_right,
                 "stopping_rule": stopping_rule(name, count),
                 **digests,
             }

@@ -106,6 +106,7 @@ PREFIX = pa.schema(  # what the continuations of one unfinished prefix came to
         ("num_verdicts", pa.int32()),  # n: right + wrong; unknown is in neither
         ("num_unknown", pa.int32()),
         ("num_reused", pa.int32()),  # of the verdicts, those of continuations that began at an earlier prefix
+        ("num_reused_right", pa.int32()),  # the right ones among them
         ("stopping_rule", pa.string()),  # one of STOPPING_RULES
         ("policy_digest", pa.string()),
         ("verifier_digest", pa.string()),

@@ -45,6 +45,7 @@ class Counts:
     num_unknown: int = 0
     num_reused: int = 0
     """Of the verdicts (right and wrong), those of continuations that began at an earlier prefix."""
+    num_reused_right: int = 0
 
     def add(self, verdict: str, *, is_reused: bool = False) -> None:
         """Count one verdict; unknown is neither right nor wrong."""
@@ -55,6 +56,7 @@ class Counts:
         else:
             self.num_unknown += 1
         self.num_reused += is_reused and verdict != "unknown"
+        self.num_reused_right += is_reused and verdict == "right"
 
     @property
     def num(self) -> int:

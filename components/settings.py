@@ -161,7 +161,7 @@ class Joint(_Section):
     """Continuations sampled together at one prefix."""
     max_rounds: Count = 8
     """Large batches, one after the other."""
-    max_per_prefix: Count = 32
+    max_per_prefix: Count = 64
     positive_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """What it is worth, beside the variance, to know whether a prefix's value is 0: 100 for hard labels."""
 

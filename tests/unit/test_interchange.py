@@ -416,7 +416,13 @@ def test_our_own_labels_come_back_from_parquet_as_they_were(tmp_path):
         solutions.append(row | {"finish_reason": "stop", "num_tokens": 5, "logprob": -0.5} | digests)
         prefix = prefix_id(problem, steps[:1])
         prefixes[prefix] = {"problem_id": problem, "prefix_id": prefix, "num_units": 1, "num_right": 5} | digests
-        prefixes[prefix] |= {"num_verdicts": 8, "num_unknown": 1, "num_reused": 2, "stopping_rule": "adaptive"}
+        prefixes[prefix] |= {
+            "num_verdicts": 8,
+            "num_unknown": 1,
+            "num_reused": 2,
+            "num_reused_right": None,
+            "stopping_rule": "adaptive",
+        }
     write_table(tmp_path / "seeds" / "seeds.parquet", [seed], PROBLEM)
     write_table(tmp_path / "rollouts" / "solutions.parquet", solutions, SOLUTION)
     write_table(tmp_path / "rollouts" / "prefixes.parquet", list(prefixes.values()), PREFIX)

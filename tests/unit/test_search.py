@@ -189,8 +189,8 @@ def test_a_small_tree_worked_out_by_hand():
     counts = tally(tree["p"], zip(states, [*first, *second, *third, *fourth], strict=True), reuse=True)
     assert counts == {
         ("A",): Counts(1, 2, 0),
-        ("A", "B"): Counts(1, 1, 1, num_reused=2),
-        ("A", "B", "C"): Counts(1, 1, 1, num_reused=1),
+        ("A", "B"): Counts(1, 1, 1, num_reused=2, num_reused_right=1),
+        ("A", "B", "C"): Counts(1, 1, 1, num_reused=1, num_reused_right=1),
         ("A", "D"): Counts(1, 1, 1),
     }
     alone = tally(tree["p"], zip(states, [*first, *second, *third, *fourth], strict=True), reuse=False)
