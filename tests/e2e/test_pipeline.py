@@ -31,7 +31,7 @@ SMOKE_PARAMS = {
         "optimiser": {"num_steps": 120, "batch_size": 48, "learning_rate": 2e-3, "warmup_steps": 20},
     },
     "rollout": {"num_solutions": 2, "search": {"max_rounds": 4}, "max_failed_frac": 1.0},
-    "label": {"max_sd": 0.45},
+    "label": {"unique_prefixes": False},
     "train": {
         "optimiser": {"num_steps": 20, "batch_size": 16, "learning_rate": 1e-3},
         "perception": {"warmup": {"num_steps": 20, "batch_size": 16, "learning_rate": 2e-3}},
@@ -153,7 +153,7 @@ def test_a_second_run_changes_nothing(workspace, first_run, digests):
 
 def test_a_label_setting_reruns_label_and_what_follows_only(workspace, first_run):
     before = (workspace / "params.yaml").read_text()
-    (workspace / "params.yaml").write_text(before.replace("max_sd: 0.45", "max_sd: 0.25"))
+    (workspace / "params.yaml").write_text(before.replace("unique_prefixes: false", "unique_prefixes: true"))
     try:
         seen = outcomes(stepforge(workspace, "retrain"))
     finally:
