@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def field(row: Row, *names: str) -> Any:
         DataError: it has none of them.
     """
     for name in names:
-        if name in row and row[name] is not None:
+        if row.get(name) is not None and row[name] == row[name]:  # NaN: a missing value of a data frame
             return row[name]
     shown = ", ".join(list(row)[:8])
     what = f"no field {' or '.join(map(repr, names))}; the row has: {shown}"
@@ -129,7 +130,8 @@ def _mathvista(row: Row) -> Gold | None:
         parts = answer.strip("[] ")
         return Gold(f"({parts})", "any", (f"[{parts}]",))
     if kind == "float" and row.get("precision") not in (None, ""):
-        return Gold(answer, "number", precision=int(float(row["precision"])), unit=unit, is_prose=True)
+        precision = min(30, max(0, int(_number(row["precision"], "precision"))))
+        return Gold(answer, "number", precision=precision, unit=unit, is_prose=True)
     return _free(answer, unit=unit, is_prose=kind in ("integer", "float"))
 
 
@@ -145,10 +147,20 @@ def _mathverse(row: Row) -> Gold | None:
 def _olympiadbench(row: Row) -> Gold | None:
     answer = ", ".join(texts(field(row, "final_answer", "GT")))
     error = row.get("error") or row.get("precision")
-    bounds = [float(part) for part in re.split(r"[,\s]+", ",".join(texts(error))) if part] if error else []
+    bounds = [_number(part, "error") for part in re.split(r"[,\s]+", ",".join(texts(error))) if part] if error else []
     tolerance = min(bounds) if bounds else None
     unit = str(row.get("unit") or "") or None
     return _free(answer, unit=unit, tolerance=tolerance)
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError("gold", f"{name} {value!r} is no number", "correct the row")
+    return number
 
 
 def _percent(row: Row) -> str | None:
@@ -202,7 +214,7 @@ def _logicvista(row: Row) -> Gold | None:
 def _mmmu(row: Row) -> Gold | None:
     options = texts(row.get("options") or row.get("index2ans"))
     answers = texts(field(row, "answer", "ground_truth"))
-    if options or row.get("question_type") == "multiple-choice":
+    if answers and (options or row.get("question_type") == "multiple-choice"):
         return _free(answers[0], options=options) or _free(answers[0])
     if len(answers) > 1:
         return Gold(answers[0], "any", answers[1:])

@@ -50,6 +50,8 @@ def clean(text: str) -> str:
     text = text.strip().strip("*").strip()
     if text.lstrip("$ ").startswith("\\boxed"):
         text = braced(text, text.find("\\boxed") + len("\\boxed")) or text
+    if re.fullmatch(r"\$\s*[\d.,]*\d(?:\s+(?:thousand|million|billion|trillion))?[.\s]*", text):  # it never closes: money
+        text = f"\\{text}"
     for sign, unit in (("\\$", "dollars"), ("¥", "yuan"), ("￥", "yuan"), ("€", "euros"), ("£", "GBP")):
         if text.lstrip("$ ").startswith(sign):
             text = text.replace(sign, "", 1) + rf" \text{{{unit}}}"
@@ -164,6 +166,8 @@ def _is_other_list(gold: str, answer: str, how: Closeness) -> bool | None:
     """False for several different values where one was asked for; None if the answer is no such list."""
     if "," not in answer and r"\pm" not in answer and not re.search(r"\b(?:or|and)\b|或|和", answer):
         return None
+    if re.search(r"\d\s+and\s+\d+/\d", answer):
+        raise Unreadable(f"{answer!r}: two values, or a mixed number?")
     structure = None if read_quantity(answer) is not None else read_structure(answer)
     if structure is None or structure.kind != "set" or structure.names:
         return None
@@ -244,12 +248,17 @@ def _structure_rule(wanted: Structure, found: Structure | None, answer: str, how
     raise Unreadable(answer)
 
 
+_EITHER = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])|\\(?:lor|vee)(?![A-Za-z])|或")
+
+
 def _same_tuples(wanted: Structure, found: Structure | None, answer: str, how: Closeness) -> bool | None:
     if found is None:
         raise Unreadable(answer)
     if found.kind == "tuple":
         return _all_same(wanted.parts, found.parts, how)
-    if found.kind == "set" and found.names and list(found.names) == sorted(found.names):  # x = 1, y = 2
+    if (
+        found.kind == "set" and found.names and not _EITHER.search(answer) and list(found.names) == sorted(found.names)
+    ):  # x = 1, y = 2
         return True if _all_same(wanted.parts, found.parts, how) else None
     return None
 
@@ -288,6 +297,8 @@ def _same_sets(wanted: Structure, found: Structure | None, answer: str, how: Clo
         by_name = dict(zip(found.names, found.parts, strict=True))
         return _all_same(wanted.parts, [by_name[name] for name in wanted.names], how)
     if wanted.names and found is not None:
+        return True if _all_same(wanted.parts, found.parts, how) else None
+    if found is not None and len({name[:1] for name in found.names}) > 1:  # a = 5, b = 3: each has its own
         return True if _all_same(wanted.parts, found.parts, how) else None
     return _in_any_order(wanted.parts, found.parts if found else (_right_side(answer),), how)
 
@@ -444,6 +455,8 @@ def _without_unit(text: str) -> tuple[str, str]:
         return text, ""
     unit = re.sub(r"\\[a-z]+|[{}]", "", match.group()).strip()
     unit = re.sub(r"^square(?=[a-z])", "square ", unit)
+    if len(unit) < 3 and known_unit(unit) is None:  # 3 + 4\mathrm{i}
+        return text, ""
     return text[: match.start()], "" if unit in ("units", "square units") else unit
 
 

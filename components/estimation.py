@@ -184,16 +184,21 @@ class Messages:
         return cells
 
 
-def messages(forest: Forest, right_N: NDArray, total_N: NDArray, kernel: Kernel) -> Messages:
+def messages(
+    forest: Forest, right_N: NDArray, total_N: NDArray, kernel: Kernel, *, beyond_NG: Floats | None = None
+) -> Messages:
     """The exact sum over all values, once upwards and once downwards; every level of all trees at once.
 
     Args:
         right_N: `[N]` right outcomes of rollouts from (or through) each node.
         total_N: `[N]` right and wrong ones. The solutions' own verdicts are in the forest: do not add them.
+        beyond_NG: log-likelihood of what is known of the rollouts beyond their verdicts (`texts.beyond_counts`), if any.
     """
     right = right_N + forest.num_right_ends
     wrong = (total_N - right_N) + (forest.num_ends - forest.num_right_ends)
     below = right[:, None] * _LOG_RIGHT + wrong[:, None] * _LOG_WRONG
+    if beyond_NG is not None:
+        below += beyond_NG
     up = np.zeros_like(below)
     matrices, quarters = kernel.matrices(), quarter(forest)
     backwards = matrices.transpose(0, 2, 1)
@@ -215,13 +220,15 @@ def messages(forest: Forest, right_N: NDArray, total_N: NDArray, kernel: Kernel)
     return Messages(below, up, above, np.log(np.exp(joint - top).sum(1)) + top[:, 0])
 
 
-def posteriors(forest: Forest, right_N: NDArray, total_N: NDArray, kernel: Kernel = DEFAULT) -> Posteriors:
+def posteriors(
+    forest: Forest, right_N: NDArray, total_N: NDArray, kernel: Kernel = DEFAULT, *, beyond_NG: Floats | None = None
+) -> Posteriors:
     """The exact posterior of every node's value; a few thousand problems at a time keep memory small.
 
     Args:
-        right_N, total_N: see `messages`.
+        right_N, total_N, beyond_NG: see `messages`.
     """
-    m = messages(forest, right_N, total_N, kernel)
+    m = messages(forest, right_N, total_N, kernel, beyond_NG=beyond_NG)
     return describe(m.cells(), m.log_evidence)
 
 
@@ -296,6 +303,7 @@ def fit(
     right_N: NDArray,
     total_N: NDArray,
     *,
+    beyond_NG: Floats | None = None,
     start: Kernel = DEFAULT,
     num_iterations: int = 25,
     pseudo_counts: float = 10.0,
@@ -304,6 +312,7 @@ def fit(
     """The kernel under which these outcomes are most likely (expectation-maximisation); no reference data.
 
     Args:
+        beyond_NG: see `messages`.
         pseudo_counts: edges' worth of the zone's pooled shares added to every bucket; 0 for the bare likelihood.
         root_pseudo_counts: problems' worth of a flat root added; 0 also leaves out its smoothing.
     """
@@ -311,7 +320,7 @@ def fit(
     blur = np.exp(-0.5 * ((np.arange(NUM_CELLS)[:, None] - np.arange(NUM_CELLS)) / 1.5) ** 2)
     blur /= blur.sum(0, keepdims=True)
     for _ in range(num_iterations):
-        edges_BZQ, roots_G = expected_counts(forest, right_N, total_N, kernel)
+        edges_BZQ, roots_G = expected_counts(forest, right_N, total_N, kernel, beyond_NG=beyond_NG)
         if pseudo_counts:
             pooled_Q = edges_BZQ.sum((0, 1)) + 0.5
             pooled_ZQ = edges_BZQ.sum(0) + pseudo_counts * pooled_Q / pooled_Q.sum()
@@ -324,9 +333,11 @@ def fit(
     return kernel
 
 
-def expected_counts(forest: Forest, right_N: NDArray, total_N: NDArray, kernel: Kernel) -> tuple[Floats, Floats]:
+def expected_counts(
+    forest: Forest, right_N: NDArray, total_N: NDArray, kernel: Kernel, *, beyond_NG: Floats | None = None
+) -> tuple[Floats, Floats]:
     """`[B, Z, Q]` edges expected to have used each component, and `[G]` problems expected to start in each cell."""
-    m = messages(forest, right_N, total_N, kernel)
+    m = messages(forest, right_N, total_N, kernel, beyond_NG=beyond_NG)
     edges = np.zeros_like(kernel.weights)
     flat_components = components().reshape(-1, NUM_CELLS).T
     quarters = quarter(forest)

@@ -17,15 +17,16 @@ _MAX_CHARS = 20_000  # of a response's end that are searched
 _LETTERS = "A-J"
 _MARKS = r"[\s*_`\"'“”$]*"
 _STATED = re.compile(
-    r"(?:(?i:\banswers?\b)(?:\s+(?i:choice|option|letter|value))?[ *_\])]*"
+    r"(?:(?i:\bans(?:wers?)?\b)(?:\s+(?i:choice|option|letter|value))?[ *_\])]*"
     r"(?:(?:\s+(?i:to|for|of)\b[^.\n:=]{0,100}?)?\s*"
-    r"(?i:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be|becomes)\b)\s*[:：]?|\s*(?P<colon>[:：=＝]))"
-    r"|(?:答案|故选|选择|应选)(?:是|为)?\s*[:：]?)"
+    r"(?i:\b(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be|becomes)\b(?:\s+(?i:thus|therefore|then|hence|simply|clearly|indeed)\b)?)\s*[:：]?|\s*(?P<colon>[:：=＝]))"
+    r"|(?:答案|故选|选择|应选)(?:是|为|选)?\s*[:：]?)"
     r"[ \t]*(?=(?P<stated>[^\n]{0,1000}))"
 )
 _NO_STATEMENT = re.compile(
     r"(?i)\W*(?:correct|right|wrong|incorrect|not\b|unknown|given|found|obtained|based|as\s+follows|therefore\W*$)"
 )
+_WRONG_BEFORE = re.compile(r"(?i)\b(?:wrong|incorrect|false|mistaken)\s+$")
 _HEADING = re.compile(r"[#>*\s_]*(?i:(?:the\s+)?final\s+answer|answer|solution\s*:\s*answer)[*_\s]*[:：]?[*_\s]*")
 _CHOSEN = re.compile(
     r"(?i:\b(?:correct|right|best|proper|appropriate)\s+(?:option|choice|letter|statement|figure|picture|image|diagram|shape|one)"
@@ -33,7 +34,9 @@ _CHOSEN = re.compile(
     rf"|(?i:\b(?:options?|choices?)\s*[:：])(?P<named>\s*[\s*_(]*[{_LETTERS}]\b[^\n]*)"
     rf"|(?i:\b(?:option|choice|answer|letter)\s*)[*_(\s]*(?P<praised>[{_LETTERS}])[)*_\s]*(?i:[^.,;\n]{{0,60}}?\bis\s+(?:the\s+)?"
     r"(?:correct|right|best|true|answer|only|most)\b)"
-    rf"|(?i:\b(?:choose|select|pick|go\s+with|chose|selected)\s+(?:the\s+)?(?:option|choice|answer|letter)?\s*)[*_(]*(?P<picked>[{_LETTERS}])\b"
+    rf"|\b(?P<crowned>[{_LETTERS}])[)*_]*\s+is\s+(?i:the\s+(?:correct|right)\s+(?:answer|option|choice)\b)"
+    r"|(?<!n't )(?<!n’t )(?<!not )(?<!might )(?i:\b(?:choose|select|pick|go\s+with|chose|selected)\s+(?:the\s+)?"
+    rf"(?:option|choice|answer|letter)?\s*)[*_(]*(?P<picked>[{_LETTERS}])\b"
 )
 _LONE_LETTER = re.compile(rf"{_MARKS}(?:(?i:option|choice)\s*)?[(\[]?(?P<letter>[{_LETTERS}])[)\]]?{_MARKS}[.:]?{_MARKS}")
 _LISTED_LETTERS = re.compile(rf"{_MARKS}\(?[{_LETTERS}]\)?(?:\s*(?:,|and|&|;)\s*(?:and\s+)?\(?[{_LETTERS}]\)?)+{_MARKS}\.?")
@@ -59,8 +62,19 @@ def extract_answer(text: str, *, is_choice: bool = False, options: Sequence[str]
     if "<think>" in text:
         if "</think>" not in text:
             return None
-        text = text[text.rfind("</think>") + len("</think>") :]
+        text = text[text.rfind("</think>") + len("</think>") :].partition("<think>")[0]
     text = text[-_MAX_CHARS:]
+    answer = _extracted(text, is_choice, options, is_prose)
+    return None if answer is not None and _RETRACTED.search(text, text.rfind(answer) + len(answer)) else answer
+
+
+_RETRACTED = re.compile(
+    r"(?i)\b(?:wait,? no|no,? wait|scratch that|i made an? (?:mistake|error)"
+    r"|(?:that|this)(?:['’]s| is| was) (?:wrong|incorrect|not right|not correct))\b"
+)
+
+
+def _extracted(text: str, is_choice: bool, options: Sequence[str], is_prose: bool) -> str | None:
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if start >= 0:
         return _boxed(text)
@@ -81,6 +95,11 @@ def extract_answer(text: str, *, is_choice: bool = False, options: Sequence[str]
 
 # --- boxes ---------------------------------------------------------------------------------------------------------
 
+_NAME_BEFORE = re.compile(r"(?<![A-Za-z\\])([A-Za-z])(?:_\{?\d\}?)?\s*=\s*$")
+_NAMED_JOINT = re.compile(
+    r"[$ \\)]*(?:,|;|(?:,\s*)?(?:\b(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\}))[$ \\(]*(?:\\quad)?\s*"
+    r"([A-Za-z])(?:_\{?\d\}?)?\s*=\s*"
+)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 
 
@@ -95,11 +114,20 @@ def _boxed(text: str) -> str | None:
     first = boxes[-1].start()
     for box in reversed(boxes[:-1]):
         end = _brace_end(text, box.end())
-        if end is None or end >= first or not _JOINT.fullmatch(text, end + 1, first):
+        if end is None or end >= first:
+            break
+        if not _JOINT.fullmatch(text, end + 1, first) and not _is_named_again(text, box.start(), end, first):
             break
         found.insert(0, trimmed(text[box.end() : end].lstrip().removeprefix("{")))
         first = box.start()
     return ", ".join(found)
+
+
+def _is_named_again(text: str, start: int, end: int, first: int) -> bool:
+    r"""Whether two boxes are the two values of one name: `x = \boxed{1} or x = \boxed{2}`."""
+    before = _NAME_BEFORE.search(text[max(0, start - 20) : start])
+    between = _NAMED_JOINT.fullmatch(text, end + 1, first)
+    return before is not None and between is not None and before[1] == between[1]
 
 
 def braced(text: str, start: int) -> str | None:
@@ -127,7 +155,7 @@ def _brace_end(text: str, start: int) -> int | None:
 
 def trimmed(text: str) -> str:
     """`text` without blanks, emphasis and closing punctuation."""
-    return text.strip().strip("*").rstrip(" .。;；,，").strip()
+    return text.strip().strip("*").rstrip(" .。;；,，\\").strip()  # 3\,
 
 
 # --- stated answers ------------------------------------------------------------------------------------------------
@@ -153,6 +181,8 @@ def _statements(text: str) -> list[tuple[int, str, bool]]:
         if not stated.strip(" \t*_$"):
             stated = _next_line(text, match.end() + len(stated))
         sentence = _sentence(stated)
+        if _WRONG_BEFORE.search(text[max(0, match.start() - 20) : match.start()]):
+            continue
         if sentence and not _NO_STATEMENT.match(sentence):
             found.append((match.start(), sentence, bool(match["colon"])))
     return found
@@ -204,7 +234,7 @@ def _last_choice(text: str, options: Sequence[str]) -> str | None:
     """The last option that the text calls its answer; else a lone letter or option that ends it."""
     found = _statements(text)
     for match in list(_CHOSEN.finditer(text))[-_MAX_STATEMENTS:]:
-        letter = match["praised"] or match["picked"]
+        letter = match["praised"] or match["crowned"] or match["picked"]
         sentence = letter or _sentence(match["after"] or match["named"] or "")
         if sentence:
             found.append((match.start(), sentence, False))
@@ -236,6 +266,8 @@ def _closing_line(lines: Sequence[str], options: Sequence[str]) -> str | None:
         whole = trimmed(last)
         if whole and len(whole) <= max([_MAX_BARE, *map(len, options)]) and _names_option(whole, options):
             return whole
+    if _DISMISSED.search(re.split("[,;]", last)[-1]):
+        return None
     letters = {a or b for a, b in _IN_BRACKETS.findall(last)}
     if len(letters) == 1:
         return str(letters.pop())
@@ -243,7 +275,12 @@ def _closing_line(lines: Sequence[str], options: Sequence[str]) -> str | None:
     return ends[1] if ends and not letters else None
 
 
-_ITEM = re.compile(rf"\W*(?:\d+[.)]\s*.*|\(?[{_LETTERS}][).:]\s*\S.*|[{_LETTERS}]\W*$)")
+_DISMISSED = re.compile(
+    rf"(?:(?i:\b(?:cannot|can\s+not|not|never|neither|nor)|n['’]t)(?i:\s+be)?(?i:\s+(?:the|even|choose|select|pick))*"
+    rf"(?i:\s+(?:option|choice|answer|figure))?\s+[*_(]*[{_LETTERS}]\b)|(?i:\b(?:rul\w+\s+out|eliminat|exclud|reject|discard)\w*)"
+    rf"|\b[{_LETTERS}][)*_]*\s+(?i:(?:is|was)\s+(?:not|wrong|incorrect|false)\b)"
+)
+_ITEM = re.compile(rf"\W*(?:\d+[.)]\s*.*|(?i:option\s+|choice\s+)?\(?[{_LETTERS}][).:]\s*\S.*|[{_LETTERS}]\W*$)")
 _ENDS_WITH = re.compile(rf"\b(?:is|be)\s+[*_(]*([{_LETTERS}])[*_)]*[.!]?[*_]*$")
 
 
@@ -256,6 +293,9 @@ _LEADING = re.compile(
     rf"(?i:option|choice|letter|answer|figure|picture|image)s?\b\s*)?"
     rf"[\s*_$({{\[]*(?P<letter>[{_LETTERS}])(?P<close>\s?[)}}\]*_$.:]*)(?P<rest>.*)",
     re.DOTALL,
+)
+_REJECTED = re.compile(
+    r"(?i)\W*(?:is|was)\s+(?:not|wrong|incorrect|false)\b|[\s*_$]*\?|\s*\\(?:cup|cap|times|to)(?![A-Za-z])"
 )
 _LOWER = re.compile(r"\W*\(\s*([a-j])\s*\)(.*)|\W*([a-j])\s*[).]?\W*", re.DOTALL)
 _PROSE_AFTER_A = re.compile(r"\s*[a-z]")
@@ -275,11 +315,13 @@ def leading_letter(text: str) -> str | None:
     if match is None:
         return None
     rest, is_closed, letter = match["rest"], bool(match["close"].strip()), str(match["letter"])
+    if _REJECTED.match(rest):
+        return None
     if not match["close"] and re.match(r"[A-Za-z0-9_'’^]", rest):
         return None
     if not (is_closed and ")" in match["close"] and not re.match(r"\W*\(|\W*(?:and|or|&)\b", rest)) and _ANOTHER.match(rest):
         return None
-    if set(re.findall(rf"\(([{_LETTERS}])\)", rest)) - {letter}:
+    if set(re.findall(rf"\(([{_LETTERS}])\)|[,;]\s*([{_LETTERS}])\s*[:)]", rest)) - {(letter, ""), ("", letter)}:
         return None
     if not is_closed and letter in "AI" and _PROSE_AFTER_A.match(rest) and not _CONFIRMED.match(rest):
         return None
@@ -302,6 +344,10 @@ _NUMBER = re.compile(rf"(?<![\w.])[-−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?(?!
 _IS_NUMBER = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?(?:\s+to)?|equal\s+to|total\s+of|has|have|had|only|about|approximately|around|exactly)\b"
     rf"|=|≈|:)\s*[*$\\(]*\s*([-−]?\$?\d[\d,]*(?:\.\d+)?|(?i:\b(?:{_NUMBER_WORDS})\b))"
+)
+_NOT_THE_NUMBER = re.compile(
+    r"(?i)(?:(?:\b(?:not|never|cannot|no)\b|n['’]t\b)[^.,;:\d]{0,30}|\b(?:fewer|less|more|greater) than|\bat (?:most|least)"
+    r"|\b(?:figure|fig\.|problem|step|page|table|equation))\s*$"
 )
 _NAMED_LETTER = re.compile(
     r"\b(?i:set|scenario|situation|figure|option|shape|diagram|picture|image|box|choice|design|object|line)s?\s+\(?([A-J])\b(?!\s*(?:,|and\b|or\b|&)\s*[A-J]\b)"
@@ -327,9 +373,11 @@ def _closing_number(text: str) -> str | None:
         plain = sentence.replace("−", "-")
         if bold := re.findall(r"\*\*\$?([-\d.,]*\d)\$?\*\*", plain):
             return str(bold[-1])
-        numbers = [number.group().strip().lstrip("$").rstrip(",") for number in _NUMBER.finditer(plain)]
+        found = list(_NUMBER.finditer(plain))
+        numbers = [number.group().strip().lstrip("$").rstrip(",") for number in found]
         if len({number.replace(",", "").lower() for number in numbers}) == 1:
-            return numbers[-1]
+            start = found[-1].start()
+            return None if _NOT_THE_NUMBER.search(plain[max(0, start - 60) : start]) else numbers[-1]
         if numbers:
             stated = _IS_NUMBER.findall(plain)
             return str(stated[-1]).lstrip("$").strip(",") if stated else None

@@ -42,6 +42,7 @@ _SIGNS = {
     "＝": "=", "％": "%", "．": ".", "；": ";", "：": ":", "\u00a0": " ", "\u2009": " ", "\u200b": "", "′": "'", "’": "'",
     "＋": "+",
 }  # fmt: skip
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:\\,\d{3})+(?![\d,])")
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 _REWRITES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
@@ -60,8 +61,13 @@ _REWRITES: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:d|t)binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:number|num)\s*\{\s*(-?[\d.]+)\s*\}", r"\1"),
         (r"\\(?:mathrm|mathit|mathbf|bm|rm|bf|it)(?![A-Za-z])\s*(?=\\)", ""),
-        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\textdegree(?![A-Za-z])|\{degrees?\}", r"\\degree "),
+        (
+            r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\textdegree(?![A-Za-z])|\{degrees?\}|(?<=\d)\s*\^\s*(?:\{\s*o\s*\}|o)(?![A-Za-z])",
+            r"\\degree ",
+        ),
         (r"\{\s*\}", ""),
+        (r"\\(?:textbf|textit|textrm|emph)(?=\s*\{)", r"\\text"),
+        (r"\\(?:textcolor|color)\s*\{[A-Za-z]+\}|\\(?:bm|underline)(?=\s*\{)|\\bf(?=\s*-?\d)", ""),
         (r"\\degree\s*\\degree", r"\\degree "),
         (r"\\(?:vartriangle|triangle|bigtriangleup)(?![A-Za-z])|△", r"\\triangle "),
         (r"\\(?:geqslant|geq)(?![A-Za-z])", r"\\ge "),
@@ -79,6 +85,7 @@ def normal_text(text: str) -> str:
     """`text` with unicode signs, spacing commands and spelling variants of LaTeX brought to one form."""
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda run: "^{" + run.group().translate(_RAISED) + "}", text)
     text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda run: "_{" + run.group().translate(_LOWERED) + "}", text)
+    text = _SPACED_THOUSANDS.sub(lambda number: number.group().replace(r"\,", ","), text)
     text = _SIGN.sub(lambda sign: _SIGNS[sign.group()], text)
     text = (
         text.replace("\\\\", r"\cr ") if "\\begin" in text else re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
@@ -164,6 +171,10 @@ def _unwrap(text: str) -> str:
         if depth:
             raise Unreadable("a brace is not closed")
         inside = text[match.end() : end - 1].strip()
+        if match.group(1) in ("bar", "overline") and not re.fullmatch(r"\d+|[A-Z]{2}", inside):
+            if not re.fullmatch(r"[A-Za-z]", inside):
+                raise Unreadable(f"a line over {inside}")  # a conjugate, or digits
+            inside += "_{bar}"
         if len(inside) > 1 and match.group(1) in ("overrightarrow", "vec"):
             raise Unreadable(f"the vector {inside}")  # AB = -BA
         text = f"{text[: match.start()]} {inside} {text[end:]}"

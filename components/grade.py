@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
@@ -109,12 +110,16 @@ def _response(row: Row, name: str | None, rule: AnswerRule, place: str) -> list[
         if _has(row, wanted):
             value = _inside(row, wanted)
             return (
-                ["" if v is None else str(v) for v in value]
+                ["" if _is_missing(v) else str(v) for v in value]
                 if isinstance(value, list)
-                else ["" if value is None else str(value)]
+                else ["" if _is_missing(value) else str(value)]
             )
     shown = ", ".join(list(row)[:8])
     raise DataError(place, f"no field {' or '.join(map(repr, names))}; it has: {shown}", "name the field with --response")
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _officials(row: Row, name: str, count: int, place: str) -> list[bool | None]:
@@ -158,12 +163,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(str(path), f"not UTF-8 at byte {error.start}", "save it as UTF-8") from error
-        rows = list(csv.DictReader(text.splitlines(keepends=True))) if suffix == ".csv" else _json_rows(text, path)
+        rows = _csv_rows(text, path) if suffix == ".csv" else _json_rows(text, path)
     else:
         raise DataError(str(path), f"unknown kind of file {suffix!r}", "known: .json .jsonl .csv .parquet")
     if not rows:
         raise DataError(str(path), "has no rows", "was its download cut short?")
     return rows
+
+
+def _csv_rows(text: str, path: Path) -> list[dict[str, Any]]:
+    csv.field_size_limit(1 << 30)  # by default 128 KiB: a response may be longer
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise DataError(str(path), f"no CSV: {error}", "quote the cells that hold line ends") from error
 
 
 def _json_rows(text: str, path: Path) -> list[dict[str, Any]]:
@@ -286,7 +299,11 @@ def run(args: argparse.Namespace) -> int:
     rule = answer_rule(args.rule)
     if args.inverted and not args.official:
         raise SettingsError("command line", "--inverted without --official", "name the official field")
-    path = Path(args.file)
+    path, out = Path(args.file), Path(args.out) if args.out else None
+    if out is not None and (not out.name or out.is_dir()):
+        raise SettingsError("command line", f"--out {args.out} is a folder", "name a file")
+    if out is not None and out.resolve() in (path.resolve(), Path(args.gold).resolve() if args.gold else None):
+        raise SettingsError("command line", f"--out {args.out} is a file that is read", "name another file")
     rows = read_rows(path)
     if args.gold:
         rows = joined(rows, read_rows(Path(args.gold)), args.on)
@@ -294,16 +311,16 @@ def run(args: argparse.Namespace) -> int:
     if args.official and not any(row.official is not None for row in graded):
         what = f"no verdict in {args.official!r} says right or wrong"
         raise DataError(str(path), what, "known: true/false, 1/0, yes/no, correct/fail")
-    if args.out:
-        _write(Path(args.out), graded)
-    print("\n".join(report(graded)))
+    if out is not None:
+        _write(out, graded)
+    print("\n".join(report(graded)).encode(errors="replace").decode())
     return 0
 
 
 def _write(path: Path, rows: Sequence[Graded]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        with part.open("w", encoding="utf-8", errors="replace") as file:  # half a surrogate pair is no UTF-8
             for row in rows:
                 file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
         part.replace(path)

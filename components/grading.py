@@ -32,7 +32,7 @@ from components.quantities import read_quantity
 from components.records import digest
 from components.structures import read_labels, read_parts, read_structure, split
 
-VERIFIER_VERSION = 2  # raise it with every change of a rule: stored verdicts name the verifier that gave them
+VERIFIER_VERSION = 3  # raise it with every change of a rule: stored verdicts name the verifier that gave them
 KINDS = (
     "choice",
     "choices",
@@ -287,9 +287,12 @@ def _same_word(answer: str, gold: Gold) -> tuple[bool | None, str]:
     if own is None or _DENIAL.search(answer):
         return None, answer
     if said and said[0] in own and own[0] == "yes":
-        return said[0] == wanted[0], said[0]
+        is_clear = len(said) == 1 or ("yes" not in said[1:] and said[-1] != "no")  # not "no, wait, yes"
+        return (said[0] == wanted[0], said[0]) if is_clear else (None, answer)
     found = {word for word in said if word in own}
     if len(found) != 1 or len(said) > (1 if "may" in found else 2):  # "an even function", but not "it may rain"
+        return None, answer
+    if said[0] not in (*own, "on", "in", "is"):  # partially true, dark blue, no increase
         return None, answer
     return found == {wanted[0]}, found.pop()
 

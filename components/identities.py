@@ -146,8 +146,18 @@ def same_equation(gold: tuple[Tree, Tree], other: tuple[Tree, Tree]) -> bool | N
         if all(_equal(lefts[0], left) for left in lefts):
             return None  # x = x + 1 holds nowhere
         if all(_equal(ratios[0], ratio) for ratio in ratios):
-            return True
+            return _is_same_for_negatives(a, b, variables, ratios[0])
     return False if _is_polynomial(a) and _is_polynomial(b) else None
+
+
+def _is_same_for_negatives(a: Tree, b: Tree, variables: list[str], ratio: Any) -> bool | None:
+    """True, or None: |y| = x and y = x hold for the same positive values only."""
+    for point in range(_NUM_POINTS - 2, _NUM_POINTS):
+        values = {name: _coordinate(name, point) for name in variables}
+        over, under = _evaluate(a, values), _evaluate(b, values)
+        if over and under and not _equal(ratio, over / under):
+            return None
+    return True
 
 
 def _is_polynomial(tree: Tree) -> bool:

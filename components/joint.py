@@ -14,9 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.estimation import DEFAULT, THETA, UNRELATED, Floats, Ints, covariance, describe, messages
+from components.estimation import (
+    DEFAULT,
+    THETA,
+    UNRELATED,
+    Floats,
+    Ints,
+    covariance,
+    describe,
+    messages,
+)
 from components.forest import Forest
-from components.search import Outcome, Request, Search, State, passed
+from components.search import Counts, Outcome, Request, Search, State, passed
+from components.texts import beyond_counts, texts_of
 
 PRICE = 0.002  # summed variance of the labels that a rollout of typical length must take away
 _PROBLEMS_PER_BATCH = 256  # bounds memory; decides nothing else
@@ -95,6 +105,7 @@ class _Batch:
         self.node = {(int(p), key): i for i, (p, key) in enumerate(zip(self.forest.problem, self.forest.keys, strict=True))}
         tails = [float(tokens) for solution in solutions for tokens in solution.tail_tokens]
         self.labels_N, self.cost_N = _labels_and_costs(self.forest, np.array(tails))
+        self.seen: dict[int, Counts] = {}  # of nodes with texts to remember
         self.is_new = True
 
     def request(self, node: int, num: int) -> Request:
@@ -112,12 +123,16 @@ class _Batch:
         for outcome in outcomes:
             if outcome.verdict not in ("right", "wrong"):
                 continue
-            nodes = [node]
+            nodes = {node: outcome.units}
             if reuse:
-                paths = ((problem, path) for path in passed(state, outcome.units))
-                nodes += [self.node[path] for path in paths if path in self.node]
-            self.right_N[nodes] += outcome.verdict == "right"
-            self.total_N[nodes] += 1
+                for i, path in enumerate(passed(state, outcome.units), start=1):
+                    if (problem, path) in self.node:
+                        nodes[self.node[problem, path]] = outcome.units[i:]
+            self.right_N[list(nodes)] += outcome.verdict == "right"
+            self.total_N[list(nodes)] += 1
+            if outcome.mass > 0:
+                for n, units in nodes.items():
+                    self.seen.setdefault(n, Counts()).add(outcome.verdict, units=units, mass=outcome.mass)
 
     def placed(self, price: float, block: int, max_per_prefix: int, positive_weight: float) -> Ints:
         """`[N]` how many rollouts to add at each node now."""
@@ -145,7 +160,8 @@ class _Batch:
         """
         forest, nodes_PM = self.forest, self.forest.by_problem
         at = np.where(nodes_PM >= 0, nodes_PM, 0)
-        told = [messages(forest, self.right_N, self.total_N, kernel) for kernel in _KERNELS]
+        beyond = beyond_counts(self.right_N, self.total_N, {node: texts_of(seen) for node, seen in self.seen.items()})
+        told = [messages(forest, self.right_N, self.total_N, kernel, beyond_NG=beyond) for kernel in _KERNELS]
         log_PR = np.stack([m.log_evidence for m in told], 1) + np.log(_SHARES)
         share_PR = np.exp(log_PR - log_PR.max(1, keepdims=True))
         share_PR /= share_PR.sum(1, keepdims=True)

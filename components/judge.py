@@ -5,10 +5,12 @@ Knows nothing of rules: it is asked about what they left open, and whatever fail
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import re
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -108,6 +110,8 @@ class Judge:
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         self._journal = journal
+        self._failures_in_a_row = 0
+        self._is_stopped = threading.Event()
         self._opener = urllib.request.build_opener(_NoRedirect())
 
     def ask(self, cases: Sequence[Case]) -> list[tuple[str, str]]:
@@ -143,11 +147,14 @@ class Judge:
     def _asked(self, cases: dict[str, Case]) -> Iterator[tuple[str, str | None]]:
         """Each key with the judge's word, as they come; None for a failure."""
         left = iter(cases.items())
-        failures_in_a_row = 0
-        with ThreadPoolExecutor(self.settings.num_parallel, thread_name_prefix="judge") as threads:
+        self._failures_in_a_row = min(
+            self._failures_in_a_row, _FAILURES_IN_A_ROW - 1
+        )  # gone before: one failure says so again
+        self._is_stopped.clear()
+        with ThreadPoolExecutor(self.settings.num_parallel, thread_name_prefix="judge") as threads, self._stopping():
             running: dict[Future[str | None], str] = {}
             while True:
-                is_gone = failures_in_a_row >= _FAILURES_IN_A_ROW
+                is_gone = self._failures_in_a_row >= _FAILURES_IN_A_ROW
                 for key, case in islice(left, 0 if is_gone else self.settings.num_parallel - len(running)):
                     running[threads.submit(self._decided, case)] = key
                 if not running:
@@ -155,22 +162,31 @@ class Judge:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     value = future.result()
-                    failures_in_a_row = 0 if value else failures_in_a_row + 1
+                    self._failures_in_a_row = 0 if value else self._failures_in_a_row + 1
                     yield running.pop(future), value
         unasked = [key for key, _ in left]
         if unasked:
             say("judge", f"{_FAILURES_IN_A_ROW} failures in a row: {len(unasked)} answers were not asked about")
         yield from ((key, None) for key in unasked)
 
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Interrupted: the threads end with the attempt that they are at, instead of with the last one."""
+        try:
+            yield
+        finally:
+            self._is_stopped.set()
+
     def _decided(self, case: Case) -> str | None:
         for attempt in range(self.settings.num_attempts):
             try:
                 return self._attempt(case)
             except _FailedError as failure:
-                if failure.is_final or attempt + 1 == self.settings.num_attempts:
+                if failure.is_final or attempt + 1 == self.settings.num_attempts or self._is_stopped.is_set():
                     return None
                 pause = self.backoff_seconds * 2**attempt if failure.after_seconds is None else failure.after_seconds
-                time.sleep(min(_MAX_WAIT_SECONDS, max(0.0, pause)))
+                if self._is_stopped.wait(min(_MAX_WAIT_SECONDS, max(0.0, pause))):
+                    return None
         return None
 
     def _attempt(self, case: Case) -> str:

@@ -6,7 +6,7 @@ estimated is `estimation`'s business, how labels are learnt `train`'s. Memory do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ from components.quality import LabelsGate, enforce
 from components.records import LABEL, PREFIX, SOLUTION, TableWriter, digest, iterate_table, prefix_id, write_json
 from components.settings import Label, Params, Runtime
 from components.tasks import Task, load_task
+from components.texts import Texts, beyond_counts
 
 SOLUTIONS_AT_ONCE = 16384
 FIT_PROBLEMS = 1024  # whose outcomes teach the kernel; chosen by their names
@@ -46,7 +47,8 @@ def run(
     Raises:
         DataError: the files are not of one run, or a gate found the labels wrong.
     """
-    labeller = Labeller(params.label, load_task(params.task), _first_errors(second) if second else None)
+    other = _first_errors(second, right_above(params.label)) if second else None
+    labeller = Labeller(params.label, load_task(params.task), other)
     gate = LabelsGate(params.label.formulation)
     with TableWriter(out / "labels.parquet", LABEL) as writer:
         for table in labelled(labeller, rollouts, scratch=out / ".labels.parquet"):
@@ -77,7 +79,12 @@ def labelled(labeller: Labeller, rollouts: Path, *, scratch: Path | None = None)
             for solutions, prefixes in _in_step(rollouts):
                 writer.write(labeller.labels(solutions, prefixes))
                 progress.advance(solutions.num_rows)
-        for table in iterate_table(scratch, LABEL, num_rows=8 * SOLUTIONS_AT_ONCE):
+
+        def read(columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+            return iterate_table(scratch, LABEL, columns, num_rows=8 * SOLUTIONS_AT_ONCE)
+
+        labeller.settle(lambda: read(["label_id", "solution_id", "label"]))
+        for table in read():
             yield labeller.balanced(table)
     finally:
         scratch.unlink(missing_ok=True)
@@ -153,6 +160,11 @@ class _Waiting:
 # --- labelling -----------------------------------------------------------------------------------------------------
 
 
+def right_above(settings: Label) -> float:
+    """A label above it counts as right: one half; with advantages, every step that does not harm."""
+    return -0.5 if settings.formulation == "advantage" else 0.5
+
+
 @dataclass
 class _Steps:
     """The steps of some solutions as columns; L labels-to-be, S usable solutions, P problems."""
@@ -171,6 +183,7 @@ class Labeller:
 
     def __init__(self, settings: Label, task: Task, second: dict[str, int] | None = None) -> None:
         self.settings, self.task, self.second = settings, task, second
+        self.right_above = right_above(settings)
         self.kernel = estimation.DEFAULT
         self.prior = (0.5, 0.5)
         self.guard: estimation.Guard | None = None
@@ -178,7 +191,9 @@ class Labeller:
         self.switches: dict[str, list[int]] = {}
         """Switch -> labels before and after it."""
         self._scores: list[tuple[float, str]] = []
-        self._class_totals = np.zeros(2)
+        self._best = pa.array([], pa.string())
+        self._kept_frac = 1.0  # of the right labels, so that not too many are left for each wrong one
+        self._class_totals = np.zeros(2)  # wrong and right labels that are left in the end
 
     @property
     def estimator(self) -> str:
@@ -216,6 +231,7 @@ class Labeller:
             return pa.concat_tables([t.filter(pc.is_in(t.column("problem_id"), value_set=chosen)) for t in tables])
 
         solutions = of_chosen("solutions.parquet", SOLUTION, _SOLUTION_COLUMNS)
+        solutions = solutions.take(pc.sort_indices(solutions, [("problem_id", "ascending")]))  # no other order decides
         if not solutions.num_rows:
             raise DataError(str(rollouts / "solutions.parquet"), "no rows", "run rollout again")
         steps = self._steps(solutions)
@@ -231,7 +247,8 @@ class Labeller:
         if "tree_search" in rules:
             self.guard = replace(self.guard, uses_chain=False, reason="a tree search keeps solutions for how they ended")
         if self.guard.uses_chain:
-            self.kernel = estimation.fit(forest, right, total)
+            beyond = beyond_counts(right, total, self._texts(forest, prefixes))
+            self.kernel = estimation.fit(forest, right, total, beyond_NG=beyond)
 
     def labels(self, solutions: pa.Table, prefixes: pa.Table) -> pa.Table:
         """The labels of some solutions of whole problems, from their prefixes' counts."""
@@ -248,9 +265,7 @@ class Labeller:
         table = self._switched("unique_prefixes", table, _first_of_each_prefix) if self.settings.unique_prefixes else table
         table = self._switched("consensus", table, self._agreed) if self.second is not None else table
         if self.settings.best_frac is not None:
-            self._scores += _bis_scores(table)
-        positive = table.column("label").to_numpy() > 0.5
-        self._class_totals += [float((~positive).sum()), float(positive.sum())]
+            self._scores += _bis_scores(table, self.right_above)
         return table
 
     def _steps(self, solutions: pa.Table) -> _Steps:
@@ -289,6 +304,19 @@ class Labeller:
             right = np.minimum(right - reused[0], total)  # labels from elsewhere do not say how many of them were right
         return np.where(known, right[rows], 0), np.where(known, total[rows], 0)
 
+    def _texts(self, forest: Forest, prefixes: pa.Table) -> dict[int, Texts]:
+        """The texts of noticeable probability behind each node that has any."""
+        names = ("right_masses", "wrong_masses", "num_repeated_right", "num_repeated_wrong")
+        lengths = [pc.list_value_length(prefixes.column(name)).fill_null(0) for name in names[:2]]
+        told = prefixes.filter(pc.greater(pc.add(*lengths), 0))
+        columns = [told.column(name).to_pylist() for name in names]
+        found = dict(zip(told.column("prefix_id").to_pylist(), zip(*columns, strict=True), strict=True))
+        return {
+            node: Texts(right or (), wrong or (), again_right or 0, again_wrong or 0)
+            for node, key in enumerate(forest.keys if found else ())
+            for right, wrong, again_right, again_wrong in ([found[key]] if key in found else ())
+        }
+
     def _counts(self, steps: _Steps, solutions: pa.Table, prefixes: pa.Table) -> dict[str, Any]:
         """(k, n, unknown, reused, stopping rule) of every step; a final one has its solution's verdict."""
         place = {name: i for i, name in enumerate(prefixes.column("prefix_id").to_pylist())}
@@ -322,7 +350,9 @@ class Labeller:
         verdict = np.where(total > 0, right, np.nan) / np.maximum(total, 1)
         forest = Forest.build(steps.problems)
         if self.estimator == "joint":
-            found = estimation.posteriors(forest, *self._node_counts(forest, prefixes), self.kernel)
+            counted = self._node_counts(forest, prefixes)
+            beyond = beyond_counts(*counted, self._texts(forest, prefixes))
+            found = estimation.posteriors(forest, *counted, self.kernel, beyond_NG=beyond)
             nodes = np.zeros(len(right), dtype=np.int64)
             nodes[~is_final] = forest.path
             root = found.mean[: forest.num_problems][problem]
@@ -334,6 +364,9 @@ class Labeller:
         estimate = {name: np.where(is_final, verdict, getattr(found, name)[nodes]) for name in ("mean", "low", "high")}
         if self.estimator == "counts":
             estimate["mean"] = verdict
+        # k / n = 1 lies above every quantile of what it may stand for, and so may the mean of a very skew posterior.
+        estimate["low"] = np.fmin(estimate["low"], estimate["mean"])
+        estimate["high"] = np.fmax(estimate["high"], estimate["mean"])
         estimate["sd"] = np.where(is_final, 0.0, found.sd[nodes])
         above = _chance_above(found.cells, threshold)[nodes]
         if self.estimator == "counts":
@@ -354,7 +387,7 @@ class Labeller:
         total = counts["num_verdicts"]
         targets = self._targets(estimate, counts, of_step)
         mean = estimate["mean"]
-        weight = np.where(targets < 0.5, self.settings.balance.negative_weight, 1.0)
+        weight = np.where(targets <= self.right_above, self.settings.balance.negative_weight, 1.0)
         names = [
             digest("label", *row)
             for row in zip(
@@ -423,40 +456,52 @@ class Labeller:
     def _agreed(self, table: pa.Table) -> pa.Table:
         """Labels of the solutions on whose first error a second opinion agrees."""
         assert self.second is not None
-        ours = _first_error_of(table)
+        ours = _first_error_of(table, self.right_above)
         agree = [name for name, step in ours.items() if self.second.get(name) == step]
         return table.filter(pc.is_in(table.column("solution_id"), value_set=pa.array(agree, pa.string())))
 
-    def balanced(self, table: pa.Table) -> pa.Table:
-        """What is left, and with which weights, once all labels are known."""
+    def settle(self, read: Callable[[], Iterable[pa.Table]]) -> None:
+        """Decide what depends on all labels; each switch sees what the one before it leaves.
+
+        Args:
+            read: all labels, from the first on at every call.
+        """
         if self.settings.best_frac is not None:
-            table = self._switched(
-                "best_frac", table, lambda t: t.filter(pc.is_in(t.column("solution_id"), value_set=self._best))
-            )
+            ranked = sorted(self._scores, key=lambda pair: (-pair[0], pair[1]))
+            names = [name for _, name in ranked[: round(self.settings.best_frac * len(ranked))]]
+            self._best = pa.array(names, pa.string())
         balance = self.settings.balance
-        negatives, positives = self._class_totals
+        self._class_totals = _class_totals(map(self._of_best, read()), self.right_above)
         if balance.max_positives_per_negative is not None:
-            kept_frac = min(1.0, balance.max_positives_per_negative * negatives / max(1.0, positives))
+            negatives, positives = self._class_totals
+            self._kept_frac = min(1.0, balance.max_positives_per_negative * negatives / max(1.0, positives))
+            self._class_totals = _class_totals(map(self._thinned, map(self._of_best, read())), self.right_above)
 
-            def fewer(t: pa.Table) -> pa.Table:
-                draw = np.array([int(name[:8], 16) for name in t.column("label_id").to_pylist()]) / 2.0**32
-                return t.filter(pa.array((t.column("label").to_numpy() <= 0.5) | (draw < kept_frac)))
+    def _of_best(self, table: pa.Table) -> pa.Table:
+        if self.settings.best_frac is None:
+            return table
+        return table.filter(pc.is_in(table.column("solution_id"), value_set=self._best))
 
-            table = self._switched("max_positives_per_negative", table, fewer)
+    def _thinned(self, table: pa.Table) -> pa.Table:
+        draw = np.array([int(name[:8], 16) for name in table.column("label_id").to_pylist()]) / 2.0**32
+        return table.filter(pa.array((table.column("label").to_numpy() <= self.right_above) | (draw < self._kept_frac)))
+
+    def balanced(self, table: pa.Table) -> pa.Table:
+        """What is left of some labels, and with which weights, once `settle` has seen all."""
+        balance = self.settings.balance
+        if self.settings.best_frac is not None:
+            table = self._switched("best_frac", table, self._of_best)
+        if balance.max_positives_per_negative is not None:
+            table = self._switched("max_positives_per_negative", table, self._thinned)
+        negatives, positives = self._class_totals
         if balance.equal_classes and negatives and positives:
             both = negatives + positives
             label, weight = table.column("label").to_numpy(), table.column("weight").to_numpy()
-            scaled = weight * np.where(label > 0.5, both / (2 * positives), both / (2 * negatives))
+            scaled = weight * np.where(label > self.right_above, both / (2 * positives), both / (2 * negatives))
             table = table.set_column(
                 table.schema.get_field_index("weight"), LABEL.field("weight"), pa.array(np.round(scaled, 9))
             )
         return table
-
-    @property
-    def _best(self) -> pa.Array:
-        ranked = sorted(self._scores, key=lambda pair: (-pair[0], pair[1]))
-        assert self.settings.best_frac is not None
-        return pa.array([name for _, name in ranked[: round(self.settings.best_frac * len(ranked))]], pa.string())
 
     def summary(self, gate: LabelsGate) -> dict[str, Any]:
         """What summary.json says."""
@@ -503,31 +548,39 @@ def _chance_above(cells: np.ndarray, threshold: float) -> np.ndarray:
     return chance
 
 
+def _class_totals(tables: Iterable[pa.Table], right_above: float) -> np.ndarray:
+    totals = np.zeros(2)
+    for table in tables:
+        positive = table.column("label").to_numpy() > right_above
+        totals += [float((~positive).sum()), float(positive.sum())]
+    return totals
+
+
 def _first_of_each_prefix(table: pa.Table) -> pa.Table:
     _, first = np.unique(np.array(table.column("prefix_id").to_pylist(), dtype=object), return_index=True)
     return table.take(pa.array(np.sort(first)))
 
 
-def _first_error_of(table: pa.Table) -> dict[str, int]:
+def _first_error_of(table: pa.Table, right_above: float) -> dict[str, int]:
     """The first wrong step of every solution; -1 if there is none."""
     first: dict[str, int] = {}
     columns = (table.column(name).to_pylist() for name in ("solution_id", "step", "label"))
     for name, step, label in zip(*columns, strict=True):
-        if first.setdefault(name, -1) < 0 and label <= 0.5:
+        if first.setdefault(name, -1) < 0 and label <= right_above:
             first[name] = step
     return first
 
 
-def _first_errors(second: Path) -> dict[str, int]:
+def _first_errors(second: Path, right_above: float) -> dict[str, int]:
     out: dict[str, int] = {}
     for table in iterate_table(second / "labels.parquet", LABEL, ["solution_id", "step", "label"], num_rows=1 << 17):
-        for name, step in _first_error_of(table).items():
+        for name, step in _first_error_of(table, right_above).items():
             if out.get(name, -1) < 0:
                 out[name] = step
     return out
 
 
-def _bis_scores(table: pa.Table) -> list[tuple[float, str]]:
+def _bis_scores(table: pa.Table, right_above: float) -> list[tuple[float, str]]:
     """What each solution is worth for training: mixed and reliable ones first.
 
     Source: BIS (arXiv 2602.04145): (p (1 - p) + alpha) R, p the share of right steps, R their mean value.
@@ -536,7 +589,7 @@ def _bis_scores(table: pa.Table) -> list[tuple[float, str]]:
     out = []
     for name, rows in groupby(zip(*columns, strict=True), key=lambda row: row[0]):
         steps = list(rows)
-        positive = [mean for _, label, mean in steps if label > 0.5]
+        positive = [mean for _, label, mean in steps if label > right_above]
         p = len(positive) / len(steps)
         reliability = sum(positive) / len(positive) if positive else 0.0
         out.append(((p * (1 - p) + BIS_ALPHA) * reliability, name))

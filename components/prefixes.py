@@ -5,6 +5,7 @@ Shared by the stage that samples and the one that grades anew. Knows no engine a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from components.search import Counts, Outcome, State, tally
 from components.tasks import Task
 
 Row = dict[str, Any]
+_MASS_STEPS = 1000  # probabilities are cut to three places: batches round sums differently, a bound must not be too high
 
 
 def is_usable(solution: Mapping[str, Any]) -> bool:
@@ -30,9 +32,22 @@ def unfinished(task: Task, steps: Sequence[str]) -> list[State]:
     return out
 
 
-def outcome(task: Task, continuation: Mapping[str, Any]) -> Outcome:
-    """A row of CONTINUATION as searches see it."""
-    return Outcome(tuple(task.splitter.split(continuation["text"])), continuation["verdict"])
+def outcome(task: Task, continuation: Mapping[str, Any], *, temperature: float | None = None) -> Outcome:
+    """A row of CONTINUATION as searches see it.
+
+    Args:
+        temperature: at which it was sampled; its probability is known at 1 only, where top_k and top_p can but raise it.
+    """
+    is_known = temperature == 1 and continuation.get("finish_reason") == "stop"
+    mass = mass_of(continuation.get("logprob")) if is_known else 0.0
+    return Outcome(tuple(task.splitter.split(continuation["text"])), continuation["verdict"], mass)
+
+
+def mass_of(logprob: float | None) -> float:
+    """At least the probability with this natural logarithm; 0 where it is unknown or below what is noticed."""
+    if logprob is None or math.isnan(logprob):
+        return 0.0
+    return math.floor(math.exp(min(logprob, 0.0)) * _MASS_STEPS) / _MASS_STEPS
 
 
 def prefix_rows(
@@ -44,6 +59,7 @@ def prefix_rows(
     reuse: bool,
     stopping_rule: Callable[[str, Counts], str],
     digests: Mapping[str, str],
+    temperature: float | None = None,
 ) -> list[Row]:
     """Rows of PREFIX for one problem: itself, every unfinished prefix of a usable solution, every other one continued.
 
@@ -51,17 +67,20 @@ def prefix_rows(
         continuations: state -> rows with `text` and `verdict`.
         stopping_rule: says, from a prefix's name and counts, why its sampling ended.
         digests: policy_digest and verifier_digest.
+        temperature: at which the continuations were sampled; None if that is not known.
     """
     states: dict[State, None] = {(): None}
     for row in solutions:
         if is_usable(row):
             states |= dict.fromkeys(unfinished(task, row["steps"]))
     states |= dict.fromkeys(continuations)
-    outcomes = ((state, outcome(task, row)) for state, rows in continuations.items() for row in rows)
+    told = ((state, row) for state, rows in continuations.items() for row in rows)
+    outcomes = ((state, outcome(task, row, temperature=temperature)) for state, row in told)
     counts = tally(states, outcomes, reuse=reuse)
     out = []
     for state in sorted(states, key=lambda s: (len(s), s)):
         name, count = prefix_id(problem, state), counts[state]
+        (right_masses, num_repeated_right), (wrong_masses, num_repeated_wrong) = count.seen("right"), count.seen("wrong")
         out.append(
             {
                 "problem_id": problem,
@@ -72,6 +91,10 @@ def prefix_rows(
                 "num_unknown": count.num_unknown,
                 "num_reused": count.num_reused,
                 "num_reused_right": count.num_reused_right,
+                "right_masses": right_masses,
+                "wrong_masses": wrong_masses,
+                "num_repeated_right": num_repeated_right,
+                "num_repeated_wrong": num_repeated_wrong,
                 "stopping_rule": stopping_rule(name, count),
                 **digests,
             }

@@ -53,7 +53,7 @@ _NOT_UNITS = re.findall(  # after a number they change it, or say that it is not
     " fifth sixth seventh eighth ninth tenth hundredth thousandth percent percentage permille fold factorial pi"
     " root sqrt minus plus over mod base or and to than more less at about not is are most least through until but"
     " if as x times radian rad gradian approximately remainder inclusive exclusive repeating recurring infinity"
-    " inf one two three four five six seven eight nine ten lakh crore sin cos",
+    " inf bp bps one two three four five six seven eight nine ten lakh crore sin cos",
 )
 _WORDS = {
     word: number
@@ -69,11 +69,17 @@ _WORDS |= {
     word: 10 * tens
     for tens, word in enumerate(re.findall(r"\w+", "twenty thirty forty fifty sixty seventy eighty ninety"), 2)
 }
+_PARTS = {
+    name: n for n, name in enumerate(re.findall(r"\w+", "half third fourth fifth sixth seventh eighth ninth tenth"), 2)
+}
+_PARTS |= {"halve": 2, "quarter": 4}
+_PART = re.compile(r"(?:\w*(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|teen|tie|hundred|thousand|lion)th|halve|th)s?")
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _NUMBER_WORD = "|".join([*_WORDS, *_SCALES])
 _WORDED = re.compile(
     rf"(?i)^(?P<body>(?:{_NUMBER_WORD})(?:(?:\s+and\s+|[\s-]+)(?:{_NUMBER_WORD}))*)(?P<unit>\s+[A-Za-z]+(?:\s[A-Za-z]+)?)?$"
 )
+_WORDED_PART = re.compile(rf"(?i)(?P<sign>[+-]?)(?P<over>{'|'.join(_WORDS)})[\s-]+(?P<under>{'|'.join(_PARTS)})s?")
 _SCALED = re.compile(
     r"^(?P<body>.+?)\s*(?:\\text\s*\{\s*)?(?P<scale>hundred|thousand|million|billion|trillion)(?:\s*\})?(?P<unit>\s.*)?$"
 )
@@ -115,22 +121,21 @@ def read_quantity(text: str) -> Quantity | None:
     if match := _WORDED.match(text):
         unit = (match["unit"] or "").strip()
         value = _worded(match["body"])
-        return None if value is None or set(unit.lower().split()) & set(_NOT_UNITS) else Quantity(value, unit)
+        return None if value is None or _is_no_unit(unit) else Quantity(value, unit)
     if match := _SCALED.match(text):
         inner = read_quantity(match["body"])
         if inner is None or inner.unit or inner.is_percent:
             return None
         unit = _flat(match["unit"] or "")
-        return None if set(unit.lower().split()) & set(_NOT_UNITS) else Quantity(inner.value * _SCALES[match["scale"]], unit)
+        return None if _is_no_unit(unit) else Quantity(inner.value * _SCALES[match["scale"]], unit)
     for pattern in (_WRAPPED, _PLAIN):
         match = pattern.match(text)
         if not match:
             continue
         unit = _flat(match["unit"])
         words = [word for word in re.split(r"[^A-Za-z]+", unit) if word]
-        singular = {word.lower().removesuffix("s") for word in words} | {word.lower() for word in words}
         is_short = len(unit.split("^")[0]) < (3 if pattern is _PLAIN else 2)
-        if not words or singular & set(_NOT_UNITS) or "times" in words:
+        if not words or _is_no_unit(unit):
             return None
         is_letter = pattern is _PLAIN and len(words[0]) == 1 and "/" not in unit
         if is_letter or (known_unit(unit) is None and (is_short or "/" in unit)):
@@ -138,6 +143,12 @@ def read_quantity(text: str) -> Quantity | None:
         value = _value(match["body"])
         return None if value is None else Quantity(value, unit)
     return None
+
+
+def _is_no_unit(unit: str) -> bool:
+    """Whether words behind a number change it: thirds, dozens, percent, .."""
+    words = re.findall("[A-Za-z]+", unit.lower())
+    return any(word in _NOT_UNITS or word.removesuffix("s") in _NOT_UNITS or _PART.fullmatch(word) for word in words)
 
 
 def known_unit(text: str) -> tuple[str, Fraction] | None:
@@ -219,6 +230,8 @@ def _value(text: str) -> Fraction | None:
     if match := re.fullmatch(rf"(?i)([+-]?)((?:{_NUMBER_WORD})(?:[\s-]+(?:and\s+)?(?:{_NUMBER_WORD}))*)", text):
         number = _worded(match[2])
         return -number if number is not None and match[1] == "-" else number
+    if match := _WORDED_PART.fullmatch(text):
+        return Fraction(int(match["sign"] + "1") * _WORDS[match["over"].lower()], _PARTS[match["under"].lower()])
     if _THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
     elif match := _SCIENTIFIC.fullmatch(text):

@@ -107,6 +107,10 @@ PREFIX = pa.schema(  # what the continuations of one unfinished prefix came to
         ("num_unknown", pa.int32()),
         ("num_reused", pa.int32()),  # of the verdicts, those of continuations that began at an earlier prefix
         ("num_reused_right", pa.int32()),  # the right ones among them
+        ("right_masses", pa.list_(pa.float64())),  # probabilities of the distinct right texts seen, where at all noticeable
+        ("wrong_masses", pa.list_(pa.float64())),
+        ("num_repeated_right", pa.int32()),  # of the right ones, how often one of these texts came again
+        ("num_repeated_wrong", pa.int32()),
         ("stopping_rule", pa.string()),  # one of STOPPING_RULES
         ("policy_digest", pa.string()),
         ("verifier_digest", pa.string()),

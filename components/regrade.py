@@ -28,6 +28,7 @@ from components.records import (
     TableWriter,
     iterate_table,
     prefix_id,
+    read_json,
     read_table,
     write_json,
 )
@@ -74,6 +75,12 @@ def run(
     """
     task = load_task(params.task)
     problems = {row["problem_id"]: row for row in read_table(seeds / "seeds.parquet", PROBLEM)}
+    made = read_json(rollouts / SUMMARY)  # by the run that made them, whatever params.yaml says now
+    if "counts_passing" not in made:
+        raise DataError(
+            str(rollouts / SUMMARY), "does not say what was counted", "written by an older version: run rollout again"
+        )
+    kept = {"counts_passing": made["counts_passing"], "temperature": made.get("temperature")}
     seen: Counter[str] = Counter()
     progress = Progress("regrade", len(problems), unit="problems")
     with (
@@ -115,9 +122,9 @@ def run(
             for name, group in some:
                 solutions.write(group.solutions)
                 continuations.write(group.continuations)
-                prefixes.write(_prefix_rows(params, task, name, group, states[name], verifier.digest))
+                prefixes.write(_prefix_rows(task, name, group, states[name], verifier.digest, kept))
             progress.advance(len(some))
-    summary: dict[str, Any] = {"verdicts": dict(sorted(seen.items())), "changed": changes.num_rows}
+    summary: dict[str, Any] = {"verdicts": dict(sorted(seen.items())), "changed": changes.num_rows} | kept
     if labels is not None:
         summary |= _compare_labels(params, labels, out)
     write_json(out / SUMMARY, summary)
@@ -194,7 +201,7 @@ def _states(task: Any, problem: str, group: _Group) -> dict[str, State]:
 
 
 def _prefix_rows(
-    params: Params, task: Any, problem: str, group: _Group, states: dict[str, State], verifier_digest: str
+    task: Any, problem: str, group: _Group, states: dict[str, State], verifier_digest: str, made: dict[str, Any]
 ) -> list[Row]:
     rules = {row["prefix_id"]: row["stopping_rule"] for row in group.prefixes}
     continuations: dict[State, list[Row]] = {}
@@ -206,9 +213,10 @@ def _prefix_rows(
         problem,
         group.solutions,
         continuations,
-        reuse=params.rollout.counts_passing,
+        reuse=made["counts_passing"],
         stopping_rule=lambda name, _: rules.get(name, "unmeasured"),
         digests={"policy_digest": policy, "verifier_digest": verifier_digest},
+        temperature=made["temperature"],
     )
 
 
@@ -219,8 +227,9 @@ def _compare_labels(params: Params, labels: Path, rollouts: Path) -> dict[str, A
     old = _Ahead(_by_solution(iterate_table(labels / "labels.parquet", LABEL, columns, num_rows=1 << 16)))
     new = _Ahead(_by_solution(labelled(labeller, rollouts)))
     num_labels = 0
+    ids = iterate_table(rollouts / "solutions.parquet", SOLUTION, ["solution_id"], num_rows=1 << 16)
     with TableWriter(rollouts / "label_changes.parquet", LABEL_CHANGE) as writer:
-        while (name := new.name or old.name) is not None:
+        for name in chain.from_iterable(table.column("solution_id").to_pylist() for table in ids):
             olds = {row["step"]: row for row in old.take(name)}
             news = {row["step"]: row for row in new.take(name)}
             num_labels += len(news)
@@ -232,6 +241,9 @@ def _compare_labels(params: Params, labels: Path, rollouts: Path) -> dict[str, A
                 for when, label in (("old", a), ("new", b)):
                     row |= {f"{when}_{key}": label[key] if label else None for key in ("num_right", "num_verdicts", "label")}
                 writer.write([row])
+    if old.name is not None:
+        what = f"labels of solution {old.name}, or in another order of the solutions"
+        raise DataError(str(labels / "labels.parquet"), what, "name the labels made of these rollouts")
     return {"labels": num_labels, "changed_labels": writer.num_rows}
 
 

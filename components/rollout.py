@@ -48,6 +48,8 @@ def run(params: Params, runtime: Runtime, *, seeds: Path, policy: Path, out: Pat
     from components.quality import RolloutsGate, enforce
 
     problems = read_table(seeds / "seeds.parquet", PROBLEM)
+    if not problems:
+        raise DataError(str(seeds / "seeds.parquet"), "no rows", "there is nothing to roll out: look at what curate left")
     gate = RolloutsGate()
     seen: Counter[str] = Counter(problems=len(problems))
     with (
@@ -74,7 +76,8 @@ def run(params: Params, runtime: Runtime, *, seeds: Path, policy: Path, out: Pat
             say("rollout", f"{min(start + at_once, len(problems)):,} of {len(problems):,} problems done")
         cost = sampler.cost()
     enforce(gate.gate(), out)
-    write_json(out / SUMMARY, _summary(seen))
+    settings = {"counts_passing": params.rollout.counts_passing, "temperature": params.rollout.sampling.temperature}
+    write_json(out / SUMMARY, _summary(seen) | settings)
     return cost
 
 
@@ -130,7 +133,7 @@ class Rolled:
         outcomes = []
         for request, rows in zip(requests, self.sampler.rows(asks, self.settings.sampling), strict=True):
             self.rows.setdefault((request.problem, request.state), []).extend(rows)
-            outcomes.append([outcome(self.task, row) for row in rows])
+            outcomes.append([outcome(self.task, row, temperature=self.settings.sampling.temperature) for row in rows])
         return outcomes
 
     def keep_path(self, problem: str, state: State, index: int) -> None:
@@ -184,6 +187,7 @@ class Rolled:
                 reuse=self.settings.counts_passing,
                 stopping_rule=lambda _, counts: _stopping_rule(self.settings.search, counts),
                 digests=digests,
+                temperature=self.settings.sampling.temperature,
             )
         ]
 
@@ -237,7 +241,8 @@ def _count(seen: Counter[str], rolled: Rolled) -> None:
         seen["continuations"] += 1
     seen["prefixes"] += len(rolled.rows)
     for row in rolled.solutions:
-        seen["tokens"] += row["num_tokens"]
+        if not isinstance(rolled.settings.search, OmegaPrm):  # there they are continuations, and counted as such
+            seen["tokens"] += row["num_tokens"]
         seen["right_solutions"] += row["verdict"] == "right"
     seen["solutions"] += len(rolled.solutions)
     seen["failed_solutions"] += len(rolled.solutions) - len(rolled.usable())

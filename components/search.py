@@ -30,6 +30,8 @@ class Outcome:
     units: State
     verdict: str
     """right | wrong | unknown"""
+    mass: float = 0.0
+    """At least how probable the policy writes just this after the state; 0 where that is not known or not noticeable."""
 
 
 Search = Generator[list[Request], Sequence[Sequence[Outcome]], Any]
@@ -46,9 +48,19 @@ class Counts:
     num_reused: int = 0
     """Of the verdicts (right and wrong), those of continuations that began at an earlier prefix."""
     num_reused_right: int = 0
+    texts: dict[tuple[str, State], tuple[float, int]] = field(default_factory=dict, compare=False, repr=False)
+    """(verdict, units after the prefix) -> the largest probability known of them, and how often they came."""
 
-    def add(self, verdict: str, *, is_reused: bool = False) -> None:
-        """Count one verdict; unknown is neither right nor wrong."""
+    def add(self, verdict: str, *, is_reused: bool = False, units: State = (), mass: float = 0.0) -> None:
+        """Count one verdict; unknown is neither right nor wrong.
+
+        Args:
+            units: what was written after the prefix.
+            mass: at least how probable that was; 0: the text is not remembered.
+        """
+        if mass > 0 and verdict in ("right", "wrong"):
+            known, times = self.texts.get((verdict, units), (0.0, 0))
+            self.texts[verdict, units] = max(known, mass), times + 1
         if verdict == "right":
             self.num_right += 1
         elif verdict == "wrong":
@@ -68,6 +80,11 @@ class Counts:
         """n of (k, n)."""
         return self.num_right + self.num_wrong
 
+    def seen(self, verdict: str) -> tuple[list[float], int]:
+        """Probabilities of the distinct texts of this verdict that are remembered, and how often one of them came again."""
+        found = [text for (v, _), text in self.texts.items() if v == verdict]
+        return sorted((mass for mass, _ in found), reverse=True), sum(times - 1 for _, times in found)
+
     @property
     def mc(self) -> float | None:
         """k / n; None where nothing was measured, which is not 0."""
@@ -82,11 +99,13 @@ class Tally:
 
     def add(self, state: State, outcome: Outcome, *, reuse: bool) -> None:
         """Count an outcome where it was sampled and, if `reuse`, at every known prefix that it passed through."""
-        self.counts[state].add(outcome.verdict)
+        self.counts[state].add(outcome.verdict, units=outcome.units, mass=outcome.mass)
         if reuse:
             for path in passed(state, outcome.units):
                 if path in self.counts:
-                    self.counts[path].add(outcome.verdict, is_reused=True)
+                    # What is left is at least as probable after the longer prefix as the whole was after the shorter.
+                    left = outcome.units[len(path) - len(state) :]
+                    self.counts[path].add(outcome.verdict, is_reused=True, units=left, mass=outcome.mass)
 
 
 def passed(state: State, units: State) -> Iterable[State]:

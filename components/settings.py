@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from components.errors import SettingsError
 
@@ -22,7 +22,7 @@ ENGINES = ("hf", "vllm", "server", "scripted")
 
 Frac = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0.0)]
+Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -164,6 +164,12 @@ class Joint(_Section):
     max_per_prefix: Count = 64
     positive_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """What it is worth, beside the variance, to know whether a prefix's value is 0: 100 for hard labels."""
+
+    @model_validator(mode="after")
+    def _holds_a_block(self) -> Joint:
+        if self.max_per_prefix < self.block:
+            raise ValueError(f"max_per_prefix {self.max_per_prefix} leaves no room for a block of {self.block}")
+        return self
 
 
 class FirstErrors(_Section):

@@ -55,8 +55,8 @@ class Journal:
         return found
 
     def put(self, rows: Iterable[tuple[str, Row]]) -> None:
-        """Keep completions, all or none. The first writer of a key wins."""
-        values = [(bytes.fromhex(key), *row) for key, row in rows]
+        """Keep completions, all or none. The first writer of a key wins. Half a character becomes U+FFFD."""
+        values = [(bytes.fromhex(key), _whole(text), *rest) for key, (text, *rest) in rows]
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -79,3 +79,8 @@ class Journal:
         return DataError(
             str(self.path), f"the journal cannot be used: {error}", "check the free space; move the file away to start anew"
         )
+
+
+def _whole(text: str) -> str:
+    """Text that UTF-8 can hold: a server cuts between tokens, and may send half of a surrogate pair."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

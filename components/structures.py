@@ -71,7 +71,7 @@ _AND = re.compile(
 # --- the shapes ----------------------------------------------------------------------------------------------------
 
 _MATRIX = re.compile(
-    r"^(?:[A-Za-z]\w?\s*=\s*)?[(\[]?\s*\\begin\s*\{\s*([pbBvV]?matrix|array|smallmatrix)\s*\}(?:\{[lcr| ]*\})?"
+    r"^(?:[A-Za-z]\w?\s*=\s*)?[(\[]?\s*\\begin\s*\{\s*([pbB]?matrix|array|smallmatrix)\s*\}(?:\{[lcr| ]*\})?"
     r"(.*)\\end\s*\{\s*\1\s*\}\s*[)\]]?$",
     re.DOTALL,
 )

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 
 import hypothesis
 import numpy as np
@@ -22,6 +23,8 @@ CHATML = (
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for jobs in the background; tests send it
 
 
 def picture(shade: int) -> bytes:

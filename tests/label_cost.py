@@ -19,8 +19,10 @@ from components.estimation import POSITIVE, Posteriors, beta_shrinkage, fit, gua
 from components.first_errors import first_errors
 from components.forest import Forest
 from components.joint import Solution, joint
+from components.prefixes import mass_of
 from components.records import seed_for
-from components.search import Outcome, Search, State, monte_carlo, passed
+from components.search import Counts, Outcome, Search, State, monte_carlo, tally
+from components.texts import beyond_counts, texts_of
 
 NUM_REFERENCE = 200
 NUM_BANKED = 400
@@ -118,16 +120,24 @@ class Unrelated(FreeText):
 class KnownTruth(World):
     """The known-truth world: a tiny policy's solutions, and a bank of continuations of every prefix of them.
 
-    With `equal_prefixes` false, each solution's prefixes are its own, as if no text were ever repeated.
+    With `equal_prefixes` false, each solution's prefixes are its own, as if no text were ever repeated. With `texts`
+    false, nothing is known of how probable a continuation was.
     """
 
-    def __init__(self, bank: Mapping[str, Any], *, equal_prefixes: bool) -> None:
-        super().__init__("known truth, reuse" if equal_prefixes else "known truth")
+    def __init__(self, bank: Mapping[str, Any], *, equal_prefixes: bool, texts: bool = True) -> None:
+        name = "known truth, reuse" if equal_prefixes else "known truth"
+        super().__init__(name if texts else f"{name}, verdicts alone")
         self.reference_counts = NUM_REFERENCE
         self.rows: dict[tuple[str, State], list[tuple[Outcome, int]]] = {}
+
+        def shown(units: list[str]) -> State:
+            return tuple(units) if equal_prefixes else ("\n\n".join(units),)
+
         for name, problem in bank.items():
             of_state = {
-                tuple(prefix): [(Outcome(tuple(units) if equal_prefixes else ("...",), v), t) for units, v, t in rows]
+                tuple(prefix): [
+                    (Outcome(shown(units), v, mass_of(logprob) if texts else 0.0), t) for units, v, t, logprob in rows
+                ]
                 for prefix, rows in problem["prefixes"]
             }
             self.problems[name] = []
@@ -161,7 +171,7 @@ def bank(policy: Path, seeds: Path, path: Path, *, num_problems: int = 80) -> di
     engine = HfEngine(policy)
     sampling = Sampling(temperature=1.0, top_k=50, top_p=1.0, max_tokens=64)
 
-    def sampled(row: Any, state: State, num: int) -> list[tuple[list[str], str, int]]:
+    def sampled(row: Any, state: State, num: int) -> list[tuple[list[str], str, int, float]]:
         start = MATHS.prefill(state)
         seeds_K = tuple(seed_for(7, row["problem_id"], state, i) for i in range(num))
         gold = Gold(row["answer"], row["answer_type"])
@@ -169,13 +179,14 @@ def bank(policy: Path, seeds: Path, path: Path, *, num_problems: int = 80) -> di
             0
         ]
         verdicts = [grade(start + c.text, gold, finish_reason=c.finish_reason).value for c in completions]
-        return [(MATHS.splitter.split(c.text), v, c.num_tokens) for c, v in zip(completions, verdicts, strict=True)]
+        pairs = zip(completions, verdicts, strict=True)
+        return [(MATHS.splitter.split(c.text), v, c.num_tokens, c.logprob) for c, v in pairs]
 
     content = {}
     columns = ["problem_id", "question", "images", "answer", "answer_type"]
     for row in read_table(seeds / "seeds.parquet", PROBLEM, columns)[:num_problems]:
         solutions = [s for s in sampled(row, (), 4) if s[1] != "unknown" and len(s[0]) > 1]
-        states = dict.fromkeys(tuple(steps[:cut]) for steps, _, _ in solutions for cut in range(1, len(steps)))
+        states = dict.fromkeys(tuple(steps[:cut]) for steps, _, _, _ in solutions for cut in range(1, len(steps)))
         content[row["problem_id"]] = {
             "solutions": [
                 (
@@ -183,7 +194,7 @@ def bank(policy: Path, seeds: Path, path: Path, *, num_problems: int = 80) -> di
                     [total - len(engine.tokenizer.encode(MATHS.prefill(steps[:cut]))) for cut in range(1, len(steps))],
                     v,
                 )
-                for steps, v, total in solutions
+                for steps, v, total, _ in solutions
             ],
             "prefixes": [(state, sampled(row, state, NUM_BANKED)) for state in states],
         }
@@ -253,18 +264,22 @@ class Bench:
                 answers.append([o for o, _ in found])
                 outcomes.setdefault((r.problem, r.state), []).extend(answers[-1])
 
+    def tallies(self, outcomes: Mapping[Any, Sequence[Outcome]], *, reuse: bool) -> list[Counts]:
+        """What the outcomes at every node came to."""
+        known: dict[str, list[State]] = {name: [] for name in self.names}
+        for name, state in self.keys:
+            if state is not None:
+                known[name].append(state)
+        found: dict[str, list[tuple[State, Outcome]]] = {name: [] for name in self.names}
+        for (name, state), some in outcomes.items():
+            found[name] += [(state, outcome) for outcome in some]
+        tallies = {name: tally(known[name], found[name], reuse=reuse) for name in self.names}
+        return [tallies[name].get(state, Counts()) for name, state in self.keys]
+
     def counts(self, outcomes: Mapping[Any, Sequence[Outcome]], *, reuse: bool) -> tuple[Any, Any]:
         """(k, n) of every node."""
-        right, total = dict.fromkeys(self.keys, 0), dict.fromkeys(self.keys, 0)
-        for (problem, state), found in outcomes.items():
-            for outcome in found:
-                if outcome.verdict == "unknown":
-                    continue
-                for path in (state, *(passed(state, outcome.units) if reuse else ())):
-                    if (problem, path) in total:
-                        right[problem, path] += outcome.verdict == "right"
-                        total[problem, path] += 1
-        return np.array([right[key] for key in self.keys]), np.array([total[key] for key in self.keys])
+        tallies = self.tallies(outcomes, reuse=reuse)
+        return np.array([c.num_right for c in tallies]), np.array([c.num_verdicts for c in tallies])
 
     def run(
         self, mean_N: Any, positive_N: Any, tokens_P: Any, estimate: Posteriors | None = None, num_rounds: int = 1
@@ -306,7 +321,9 @@ class Bench:
         outcomes, tokens, num_rounds, _ = self.drive(search, replicate)
         right, total = self.counts(outcomes, reuse=reuse)
         if guard(self.forest, *self.counts(outcomes, reuse=False)).uses_chain:
-            known = posteriors(self.forest, right, total, fit(self.forest, right, total))
+            texts = {node: texts_of(c) for node, c in enumerate(self.tallies(outcomes, reuse=reuse))}
+            beyond = beyond_counts(right, total, texts)
+            known = posteriors(self.forest, right, total, fit(self.forest, right, total, beyond_NG=beyond), beyond_NG=beyond)
         else:
             known = beta_shrinkage(right, total)
         return self.run(known.mean, known.p_positive > 0.5, tokens, known, num_rounds)
@@ -428,7 +445,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policy", type=Path, default=Path("artifacts/policy"))
     parser.add_argument("--seeds", type=Path, default=Path("artifacts/seeds"))
-    parser.add_argument("--bank", type=Path, default=Path(".stepforge/label-bank.json"))
+    parser.add_argument("--bank", type=Path, default=Path(".stepforge/label-texts.json"))
     parser.add_argument("--replicates", type=int, default=3)
     options = parser.parse_args()
     report(FreeText(), reuse=False, num_replicates=options.replicates)
@@ -442,8 +459,11 @@ def main() -> None:
         print(line.format(price, run.tokens, run.rmse, at_equal_tokens(run, brutes)), flush=True)
     if options.bank.exists() or (options.policy / "config.json").exists():
         rows = bank(options.policy, options.seeds, options.bank)
-        found = report(KnownTruth(rows, equal_prefixes=False), reuse=False, num_replicates=options.replicates)
-        report(KnownTruth(rows, equal_prefixes=True), reuse=True, num_replicates=options.replicates, brute=found["brute"])
+        brute = None
+        for texts in (True, False):
+            for reuse in (False, True):
+                world = KnownTruth(rows, equal_prefixes=reuse, texts=texts)
+                brute = report(world, reuse=reuse, num_replicates=options.replicates, brute=brute)["brute"]
     else:
         print(f"\nknown truth: skipped, no policy in {options.policy}: run `make demo` first")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def explain(
     reuse = _reuse(receipts)
     rows = list(_rows_of_problem(path, CONTINUATION, row["problem_id"]))
     counted, counts = recount(rows, row["problem_id"], chosen, state, reuse=reuse is not False)
-    if reuse is None and not row["num_reused"]:  # no receipt says so, but the label does
+    is_other = counts.num_reused or counts.num_unknown != row["num_unknown"]
+    if reuse is None and not row["num_reused"] and is_other:  # no receipt says so, but the label does
         counted, counts = recount(rows, row["problem_id"], chosen, state, reuse=False)
     return Explanation(row, problem, solution, chosen, state, tuple(counted), counts, True, receipts)
 
@@ -162,26 +164,34 @@ def find_label(path: Path, beginning: str) -> Row:
         raise SettingsError("command line", what, f"give at least {MIN_CHARS} of its hexadecimal characters")
     file = _opened(path, LABEL)
     found: list[tuple[int, int, str]] = []
-    for group in range(file.num_row_groups):
-        ids = file.read_row_group(group, columns=["label_id"]).column("label_id")
-        hits = pc.indices_nonzero(pc.starts_with(ids, wanted)).to_pylist()
-        found += [(group, row, ids[row].as_py()) for row in hits]
+    with _readable(path):
+        for group in range(file.num_row_groups):
+            ids = file.read_row_group(group, columns=["label_id"]).column("label_id")
+            hits = pc.indices_nonzero(pc.starts_with(ids, wanted)).to_pylist()
+            found += [(group, row, ids[row].as_py()) for row in hits]
     if len(found) != 1:
         shown = ", ".join(name for _, _, name in found[:3])
         what = f"{len(found):,} labels begin with {wanted}: {shown}" if found else f"no label begins with {wanted}"
         raise DataError(str(path), what, "give more of its characters" if found else "label_id in labels.parquet names them")
     group, at, _ = found[0]
-    row: Row = file.read_row_group(group, columns=LABEL.names).slice(at, 1).to_pylist()[0]
+    with _readable(path):
+        row: Row = file.read_row_group(group, columns=LABEL.names).slice(at, 1).to_pylist()[0]
     return row
 
 
-def _opened(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        file = pq.ParquetFile(path, read_dictionary=["problem_id"])
+        yield
     except FileNotFoundError as error:
         raise DataError(str(path), "no such file", "name the folder that holds it, or run its stage") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(str(path), f"not a readable Parquet file: {error}", "delete it and run its stage again") from error
+
+
+def _opened(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    with _readable(path):
+        file = pq.ParquetFile(path, read_dictionary=["problem_id"])
     missing = [name for name in schema.names if name not in file.schema_arrow.names]
     if missing:
         raise DataError(str(path), f"no column {missing[0]!r}", "was it written by an older version? run its stage again")
@@ -192,15 +202,16 @@ def _rows_of_problem(path: Path, schema: pa.Schema, problem: str) -> Iterator[Ro
     """The rows of one problem, in the file's order; row groups without it are not read."""
     file = _opened(path, schema)
     at = file.schema_arrow.names.index("problem_id")
-    for group in range(file.num_row_groups):
-        if not _may_hold(file.metadata.row_group(group), at, problem):
-            continue
-        ids = file.read_row_group(group, columns=["problem_id"]).column("problem_id")
-        if not pc.any(pc.equal(ids, problem)).as_py():
-            continue
-        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=schema.names, use_threads=False):
-            kept = batch.filter(pc.equal(batch.column("problem_id"), problem))
-            yield from kept.to_pylist()
+    with _readable(path):
+        for group in range(file.num_row_groups):
+            if not _may_hold(file.metadata.row_group(group), at, problem):
+                continue
+            ids = file.read_row_group(group, columns=["problem_id"]).column("problem_id")
+            if not pc.any(pc.equal(ids, problem)).as_py():
+                continue
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=schema.names, use_threads=False):
+                kept = batch.filter(pc.equal(batch.column("problem_id"), problem))
+                yield from kept.to_pylist()
 
 
 def _may_hold(group: Any, column: int, value: str) -> bool:

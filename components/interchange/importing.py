@@ -409,4 +409,5 @@ def _add_posteriors(labels: list[Row]) -> None:
     found = beta_shrinkage(pairs[:, 0], pairs[:, 1], (0.5, 0.5))
     known = [{name: round(float(getattr(found, name)[i]), 6) for name in ("sd", "low", "high")} for i in range(len(pairs))]
     for row, i in zip(bare, place.ravel().tolist(), strict=True):
-        row.update(known[i])
+        low, high = min(known[i]["low"], row["mean"]), max(known[i]["high"], row["mean"])  # k / n may be 0 or 1
+        row.update(known[i] | {"low": low, "high": high})

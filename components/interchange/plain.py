@@ -53,7 +53,10 @@ def _read_visualprm400k(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]
     asked, answered = turns[::2], turns[1::2]
     if not turns or len(asked) != len(answered):
         raise BadRow("bad_row", f"{len(turns)} turns: not a step and a sign in turn")
-    if {t.get("from") for t in asked} - {"human", "user"} or {t.get("from") for t in answered} - {"gpt", "assistant"}:
+    if {str(t.get("from")) for t in asked} - {"human", "user"} or {str(t.get("from")) for t in answered} - {
+        "gpt",
+        "assistant",
+    }:
         raise BadRow("bad_row", "human and gpt do not take turns")
     steps = [text_of(turn, "value") for turn in asked]
     head, is_there, first = steps[0].partition(_PROCESS)

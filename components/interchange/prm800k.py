@@ -42,7 +42,7 @@ def _read(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]]:
     for i, step in enumerate(list_of(label, "steps")):
         if not isinstance(step, dict):
             raise BadRow("bad_steps", f"step {i} is {step!r:.80}")
-        rated = [_rated(completion) for completion in step.get("completions") or []]
+        rated = [_rated(completion) for completion in (list_of(step, "completions") if step.get("completions") else ())]
         taken = _taken(step, rated, whole, i)
         found += [
             solution_of([*path, text], [*marks, mark])

@@ -79,7 +79,8 @@ def _mark(node: Mapping[str, Any]) -> Mark:
         if not isinstance(right, int) or not isinstance(wrong, int):
             raise BadRow("bad_label", f"{right!r:.40} right and {wrong!r:.40} wrong rollouts")
     else:
-        right, wrong = (len(node.get(name) or []) for name in ("correct_rollouts", "incorrect_rollouts"))
+        listed = [node.get(name) for name in ("correct_rollouts", "incorrect_rollouts")]
+        right, wrong = (len(rollouts) if isinstance(rollouts, list) else 0 for rollouts in listed)
         if value is None or not right + wrong or abs(right / (right + wrong) - value) > 1e-9:
             return Mark(value)
     if right < 0 or wrong < 0:

@@ -186,6 +186,25 @@ def test_an_id_is_found_by_its_beginning_or_refused_in_one_line(tmp_path):
             explained(tmp_path, bad)
 
 
+def test_a_damaged_file_is_said_in_one_line(tmp_path):
+    label, *_ = built(tmp_path, {("two",): [(("plus one", "so 3"), "right")]})
+    for name in ("rollouts/solutions", "rollouts/continuations", "labels/labels"):
+        path = tmp_path / f"{name}.parquet"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:4] + b"\x5a" * 600 + whole[604:])
+        with pytest.raises(DataError, match="not a readable Parquet file"):
+            explained(tmp_path, label["label_id"])
+        path.write_bytes(whole)
+
+
+def test_without_a_receipt_unknown_ones_that_passed_through_count_too(tmp_path):
+    _, label, _ = built(
+        tmp_path, {("two",): [(("plus one", "so 3"), "unknown")], ("two", "plus one"): [(("so 3",), "right")]}
+    )
+    found = explained(tmp_path, label["label_id"])
+    assert (label["num_reused"], label["num_unknown"], found.mismatch) == (0, 1, None)
+
+
 def test_files_of_two_runs_are_not_explained_with_each_other(tmp_path):
     first, *_ = built(tmp_path / "a", RUN)
     built(tmp_path / "b", RUN, evil="!")

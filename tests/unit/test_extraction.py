@@ -94,6 +94,9 @@ def test_nothing_stated_is_no_answer(text):
         (r"\boxed{\text{(B)}}", "B"),
         ("<answer>C</answer>", "C"),
         ("答案是B。", "B"),
+        ("因此,答案选C。", "C"),
+        ("Ans: C", "C"),
+        ("So the answer is B. Let me recompute: C is the correct answer.", "C"),
     ],
 )
 def test_the_stated_option_is_extracted(text, letter):
@@ -187,3 +190,56 @@ def test_a_box_is_cut_at_its_own_brace(inside):
         depths = [inside[: i + 1].count("{") - inside[: i + 1].count("}") for i in range(len(inside))]
         if min(depths) >= 0:
             assert extract_answer(rf"x }} \boxed{{{inside}}} }} y") == inside.strip().rstrip(" ,").strip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "So the answer cannot be B.",
+        "(B) is wrong.",
+        "Option B is incorrect.",
+        "We can exclude (B).",
+        "This rules out option (B).",
+        "None of the above, not even (B)",
+        "I don't choose B.",
+        "Do not select option B",
+        "The answer is B? No, since 11 is odd.",
+        "The answer is B. Sorry, that's wrong.",
+        "Option A: 10\nOption B: 11",
+    ],
+)
+def test_an_option_that_is_dismissed_is_not_the_answer(text):
+    stated = extract_answer(text, is_choice=True, options=("10", "11"))
+    assert stated is None or leading_letter(stated) != "B"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A common wrong answer is 12.",
+        "The answer is 12. No wait, it's 13.",
+        r"\boxed{12}. This is wrong, I do not know.",
+        "<think>\\boxed{12}</think>I think<think>\\boxed{12}",
+    ],
+)
+def test_what_is_taken_back_is_no_answer(text):
+    assert extract_answer(text) is None
+
+
+@pytest.mark.parametrize("text", ["It is not 12", "There are fewer than 12.", "The gap is at most 12.", "See figure 12"])
+def test_a_number_that_is_denied_is_no_closing_number(text):
+    assert extract_answer(text, is_prose=True) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"$x = \boxed{1}$ or $x = \boxed{-2}$", "1, -2"),
+        (r"x_1 = \boxed{1}, x_2 = \boxed{-2}", "1, -2"),
+        (r"x = \boxed{1}, y = \boxed{2}", "2"),
+        (r"so x = \boxed{3}. Then x = \boxed{4}", "4"),
+        ("The answer is therefore 12", "12"),
+    ],
+)
+def test_boxes_of_one_name_are_its_values(text, answer):
+    assert extract_answer(text) == answer

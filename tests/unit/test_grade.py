@@ -124,6 +124,20 @@ def test_the_verb_prints_the_table_and_writes_every_verdict(tmp_path, capsys):
         (["--rule", "auto"], [{"id": 1, "response": "8"}], 3, "no field 'answer'"),
         (["--rule", "auto"], [], 3, "has no rows"),
         (["--rule", "auto", "--gold", "nosuch.jsonl"], ROWS, 3, "no such file"),
+        (["--rule", "auto", "--out", "."], ROWS, 2, "is a folder"),
+        (["--rule", "auto"], [{"answer": float("nan"), "response": "8"}], 3, "no field 'answer'"),
+        (
+            ["--rule", "olympiadbench"],
+            [{"final_answer": ["8"], "error": "abc", "response": "8"}],
+            3,
+            "error 'abc' is no number",
+        ),
+        (
+            ["--rule", "mathvista"],
+            [{"answer": "8.1", "answer_type": "float", "precision": float("inf"), "response": "8"}],
+            3,
+            "precision inf is no number",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_a_hint(arguments, rows, code, said, tmp_path, capsys):
@@ -140,3 +154,25 @@ def test_a_file_that_is_no_table_is_refused(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError):
         read_rows(path)
+
+
+def test_the_file_that_is_read_is_never_written(tmp_path, capsys):
+    path = written(tmp_path, ROWS)
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    assert main(["grade", path, "--rule", "auto", "--out", str(tmp_path / "." / "rows.jsonl")]) == 2
+    assert "is a file that is read" in capsys.readouterr().err
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+
+
+def test_half_a_surrogate_pair_is_written_and_printed(tmp_path, capsys):
+    rows = [{"answer": "8", "response": "\\boxed{\ud83d}", "official": True}]
+    out = tmp_path / "verdicts.jsonl"
+    assert main(["grade", written(tmp_path, rows), "--rule", "auto", "--official", "official", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["verdict"] == "unknown"
+    assert list(tmp_path.glob(".*.part")) == []
+
+
+def test_a_cell_may_be_long_and_hold_odd_line_ends(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"answer,response\n8,{'x' * 200_000} the answer is 8\n9,the answer\u2028is 9\n")
+    assert [row["answer"] for row in read_rows(path)] == ["8", "9"]

@@ -11,6 +11,22 @@ import pytest
 from components.grading import Gold, answer_type, grade
 
 MUST_NOT = r"""
+2 | two thirds ; two tenths ; two hundredths ; two dozens ; two pairs ; 2 twelfths ; 2 sixteenths ; 2 ths ; 2 bps
+3 | three quarters ; three eighths ; three twentieths ; three thousandths ; 3 millionths ; 3 and 1/2 ; \overline{3x}
+z | \overline{z} ; \bar z ; |z| ; z'
+3+4i | \overline{3+4i} ; \bar{3+4i} ; 3-4i ; 3+4
+7 | 3+4\mathrm{i} ; 3+4\mathrm{e} ; 7x ; 7...1 ; 7 \bmod 8
+$5 | 5 cents ; 5 euros ; €5 ; £5 ; $500 ; $5 million ; 5%
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} | \begin{vmatrix} 1 & 2 \\ 3 & 4 \end{vmatrix} ; (1,2,3,4) ; -2
+y=x^2 | |y|=x^2 ; y=x^2+0.0000001 ; y^2=x^4 ; xy=x^3+1
+x+y=1 | |x|+|y|=1 ; \sqrt{x^2}+y=1 ; x-y=1
+(2,3) | x = 2 or y=3 ; x=2, y=-3 ; y=2, x=3
+3, 5 | a = 5, b = 3 ; 3, 5, 5.1 ; 3-5
+blue | dark blue ; light blue ; non blue ; not blue ; blue and red
+increase | no increase ; increase then decrease
+True | partially true ; not true
+Yes | yes and no ; Yes or no
+No | no, wait, yes ; No. Actually yes
 3 | -3 ; 4 ; 30 ; 0.3 ; 3! ; 3% ; 1/3 ; \sqrt{3} ; 3i ; x ; 3x ; 3\pi ; 3.0001 ; 2.9999999999 ; 3, 4 ; 3 or -3
 3 | \pm 3 ; (3) (4) ; 33 ; three hundred ; 3 thousand ; 3^2 ; 3_{5} ; 3:1 ; 3 dozen ; \{3, 4\} ; [3, 4] ; 3 < x
 3 | x \ge 3 ; ³ ; not 3
@@ -82,6 +98,15 @@ n! | n ; (n+1)! ; n^2 ; 2n
 """
 
 MUST = r"""
+3 | \textbf{3} ; {\bf 3} ; \bm{3} ; \underline{3} ; \color{blue}{3} ; \textcolor{red}{3} ; 3\, ; 3\;
+1234567 | 1\,234\,567 ; 1,\!234,\!567
+3/4 | three fourths ; three quarters ; three-quarters
+1/2 | one half ; one-half
+60° | 60^o ; 60^{o}
+3+4i | 3+4\mathrm{i}
+$5 | 5 ; $5.00 ; \$5 ; 500 cents
+18 | $18 ; $18.00
+x+y=1 | x=1-y ; 2x+2y=2
 8 | 8 ; 8.0 ; $8$ ; x = 8 ; 3 + 5 = 8 ; S_{\triangle ABC} = 8 ; 8 cm ; 16/2 ; \sqrt{64} ; 2^3 ; **8** ; +8
 8 | eight ; 8. ; 8 apples ; \text{8} ; \frac{16}{2} ; 2 \times 4 ; 0008 ; ８ ; \boxed{8} ; about 8 ; = 8
 8 | 8\,\mathrm{cm} ; 8\text{ units}

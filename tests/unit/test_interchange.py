@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -421,6 +422,7 @@ def test_our_own_labels_come_back_from_parquet_as_they_were(tmp_path):
             "num_unknown": 1,
             "num_reused": 2,
             "num_reused_right": None,
+            **dict.fromkeys(["right_masses", "wrong_masses", "num_repeated_right", "num_repeated_wrong"]),
             "stopping_rule": "adaptive",
         }
     write_table(tmp_path / "seeds" / "seeds.parquet", [seed], PROBLEM)
@@ -515,6 +517,29 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_stops_nothing(tmp_path, fmt,
     assert [(q["row"], q["reason"], q["file"]) for q in found["quarantine"]] == [(1, reason, "rows.jsonl")]
     assert len(found["seeds"]) == 1
     assert found["labels"]
+
+
+def spoiled(value):
+    """Copies of a row in which one value, at any depth, is something else or is missing."""
+    inside = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    for key, old in inside:
+        for new in (None, True, 7, 0.5, "", "x", [], [[]], [None], {}, {"x": []}, 10**40, float("nan")):
+            yield {**value, key: new} if isinstance(value, dict) else [*value[:key], new, *value[key + 1 :]]
+        for new in spoiled(old):
+            yield {**value, key: new} if isinstance(value, dict) else [*value[:key], new, *value[key + 1 :]]
+        yield {k: v for k, v in inside if k != key} if isinstance(value, dict) else value[:key] + value[key + 1 :]
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_a_value_of_another_kind_makes_a_bad_row_and_no_crash(name):
+    marks = (Mark(1.0, 4, 4), Mark(0.0, 0, 4))
+    rows = list(FORMATS[name].write(Problem("1 + 1 ?", "2", "7"), [Solution(("One.", "So 3."), marks)]))
+    if name == "mmprm_tree":
+        rows.append({**rows[0], "children": [{**rows[0]["children"][0], "correct_rollouts": ["a"], "mc_value": 1}]})
+        del rows[-1]["children"][0]["num_correct_rollouts"]
+    for row in (one for good in rows for one in spoiled(good)):
+        with suppress(BadRow):
+            FORMATS[name].read(row)
 
 
 def test_too_many_bad_rows_are_an_error_and_nothing_is_written(tmp_path):

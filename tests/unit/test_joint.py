@@ -172,3 +172,21 @@ def test_solutions_of_a_single_step_have_nothing_to_sample():
 def test_every_verdict_of_a_solution_is_taken(verdict):
     requests = next(joint({"p": [chain("a", 3, verdict)]}))
     assert all(request.num % 2 == 0 and request.first == 0 for request in requests)
+
+
+def test_once_the_texts_seen_are_nearly_all_there_are_nothing_more_is_asked():
+    """The policy has two things to say after any prefix; without their probabilities it takes far more rollouts."""
+    solution = chain("a", 4, "right")
+
+    def engine(mass):
+        def answer(request, index):
+            is_right = seed_for(0, request.state, index) % 2 == 0
+            return Outcome(("right",) if is_right else ("wrong",), "right" if is_right else "wrong", mass)
+
+        return answer
+
+    spent = [
+        sum(len(found) for found in driven(joint({"p": [solution]}, price=0.0005), engine(mass))[1].values())
+        for mass in (0.499, 0.0)
+    ]
+    assert spent[0] * 3 < spent[1]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import signal
 import threading
 import time
 from email.utils import formatdate
@@ -255,3 +256,27 @@ def test_a_judge_needs_an_address():
 def test_the_digest_names_the_model_and_not_where_it_runs():
     assert judge("http://a/v1").digest == judge("http://b/v1", num_parallel=9, num_attempts=7, timeout_seconds=1.0).digest
     assert judge("http://a/v1").digest != judge("http://a/v1", model="another").digest
+
+
+def test_a_judge_that_was_gone_is_tried_once_in_the_next_batch_and_back_at_once():
+    with Server(lambda body: (500, {}, "")) as server:
+        patient = judge(server.url, num_attempts=1, num_parallel=1)
+        cases = [Case("?", "1", str(n)) for n in range(50)]
+        patient.ask(cases)
+        num_first = len(server.bodies)
+        patient.ask(cases)
+        assert (num_first, len(server.bodies) - num_first) == (16, 1)
+        with Server(truth) as other:
+            patient.url = other.url
+            assert {value for value, _ in patient.ask(cases)} == {"right", "wrong"}
+
+
+def test_an_interrupted_judge_ends_with_the_attempt_that_it_is_at():
+    with Server(lambda body: (429, {"Retry-After": "30"}, "")) as server:
+        patient = judge(server.url, num_attempts=5)
+        timer = threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+        timer.start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            patient.ask(CASES[:4])
+        assert time.monotonic() - start < 5

@@ -42,7 +42,14 @@ def labels_of(tmp_path):
             own = [s for s in solutions if s["problem_id"] == problem]
             sampled = continuations.get(problem, {}) if problem in continuations else continuations
             rows += prefix_rows(
-                MATHS, problem, own, sampled, reuse=reuse, stopping_rule=lambda _n, _c: rule, digests=DIGESTS
+                MATHS,
+                problem,
+                own,
+                sampled,
+                reuse=reuse,
+                stopping_rule=lambda _n, _c: rule,
+                digests=DIGESTS,
+                temperature=1.0,
             )
         write_table(tmp_path / "solutions.parquet", solutions, SOLUTION)
         write_table(tmp_path / "prefixes.parquet", rows, PREFIX)
@@ -260,6 +267,36 @@ def test_equal_classes_weigh_the_same_and_wrong_steps_can_weigh_more(labels_of):
     assert weights == [{0: 6.0, 1: 6.0}, {0: 12.0, 1: 8.0}]
 
 
+def test_classes_are_balanced_over_what_the_other_switches_leave(labels_of):
+    solutions, sampled = many(400)
+    few = Balance(max_positives_per_negative=0.5, equal_classes=True)
+    rows, labeller = labels_of(solutions, sampled, Label(formulation="value", best_frac=0.75, balance=few, **COUNTS))
+    # The best 300 solutions: all 200 wrong ones (1 right label, 2 wrong ones each) and 100 right ones (3 right labels).
+    assert labeller.switches["best_frac"] == [1200, 900]
+    positives, negatives = (sum(row["label"] == value for row in rows) for value in (1, 0))
+    assert negatives == 400
+    assert abs(positives - 200) < 4 * math.sqrt(500 * 0.4 * 0.6)
+    weights = [sum(row["weight"] for row in rows if row["label"] == value) for value in (1, 0)]
+    assert weights == pytest.approx([len(rows) / 2] * 2)
+
+
+@pytest.mark.parametrize("estimator", ["counts", "joint"])
+def test_the_interval_holds_the_mean(labels_of, estimator):
+    solutions, sampled = many(8)
+    rows, _ = labels_of(solutions, sampled, Label(estimator=estimator))
+    assert {row["mc"] for row in rows} >= {0.0, 1.0}
+    assert all(row["low"] <= row["mean"] <= row["high"] for row in rows)
+
+
+def test_the_guard_and_the_labels_do_not_depend_on_the_order_of_the_problems(labels_of):
+    solutions, sampled = many(7)
+    found = []
+    for order in (solutions, solutions[::2] + solutions[1::2]):
+        rows, labeller = labels_of(order, sampled, Label(estimator="joint"))
+        found.append((labeller.guard, {row["label_id"]: row for row in rows}))
+    assert found[0] == found[1]
+
+
 def test_steps_whose_value_is_known_too_badly_are_left_out(labels_of):
     continuations = continued(["A"], "right", "wrong") | continued(["A", "B"], *["right"] * 30)
     rows, _ = labels_of([solution("A", "B", "C")], continuations, Label(max_sd=0.1, **COUNTS))
@@ -317,3 +354,26 @@ def test_the_stage_writes_labels_a_gate_and_what_its_switches_kept(labels_of, tm
     assert sum(count for _, _, count in summary["histogram"]) == 18
     assert sorted(p.name for p in out.iterdir()) == ["gate.json", "labels.parquet", "summary.json"]
     assert LABEL.names[0] == "label_id"
+
+
+def test_texts_of_known_probability_bound_the_estimate_and_leave_the_counts_alone(labels_of):
+    solutions = [solution(*"ABCDE", name=f"s{i}", problem=f"p{i}", verdict="unknown") for i in range(20)]
+
+    def sampled(verdict, mass):
+        rows = [{"text": "3", "verdict": verdict, "finish_reason": "stop", "logprob": math.log(mass)}] * 4
+        return {tuple("ABCDE"[:cut]): rows for cut in range(1, 5)}
+
+    found = {}
+    for mass in (0.4, 1e-9):
+        sides = {f"p{i}": sampled("right" if i % 2 else "wrong", mass) for i in range(20)}
+        rows, labeller = labels_of(solutions, sides, Label())
+        assert labeller.estimator == "joint"
+        found[mass] = rows
+    for seen, plain in zip(found[0.4], found[1e-9], strict=True):
+        assert (seen["num_right"], seen["num_verdicts"]) == (plain["num_right"], plain["num_verdicts"])
+        if seen["stopping_rule"] == "final":
+            continue
+        if seen["num_right"]:  # four times the same text is one right text of probability .4
+            assert 0.4 <= seen["mean"] < plain["mean"]
+        else:
+            assert plain["mean"] < seen["mean"] <= 0.6

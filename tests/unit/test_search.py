@@ -217,3 +217,21 @@ def test_behind_a_prefix_without_a_right_continuation_nothing_is_measured_and_th
     sampled = [(("A",), o) for o in zero] + [(("D",), o) for o in unknown] + [(("D", "E"), o) for o in zero]
     counts = tally(prefixes, sampled, reuse=False)
     assert [counts[state].mc for state in prefixes] == [0.0, None, None, None, 0.0]
+
+
+def test_texts_are_remembered_once_with_the_largest_probability_known_whatever_the_order():
+    found = [(("B", "end"), "right", 0.2), (("B", "end"), "right", 0.3), (("end",), "wrong", 0.4), (("x",), "right", 0.0)]
+    for order in (found, found[::-1]):
+        counts = tally([()], [((), Outcome(units, verdict, mass)) for units, verdict, mass in order], reuse=False)[()]
+        assert counts == Counts(3, 1, 0)
+        assert counts.seen("right") == ([0.3], 1)
+        assert counts.seen("wrong") == ([0.4], 0)
+
+
+def test_behind_a_longer_prefix_a_passing_text_is_what_is_left_and_at_least_as_probable():
+    own, passing = (("A",), Outcome(("end",), "right", 0.9)), ((), Outcome(("A", "end"), "right", 0.5))
+    unknown = (("A",), Outcome(("?",), "unknown", 0.01))
+    counts = tally([(), ("A",)], [own, passing, unknown], reuse=True)
+    assert counts["A",].seen("right") == ([0.9], 1)
+    assert counts[()].seen("right") == ([0.5], 0)
+    assert counts["A",].seen("unknown") == ([], 0)

@@ -192,3 +192,11 @@ def test_a_count_is_a_positive_number_or_an_error(text):
         else:
             count = runtime.num_threads if name == "THREADS" else runtime.num_workers
             assert count == int(text) >= 1
+
+
+def test_a_block_that_no_prefix_has_room_for_is_an_error_and_not_a_run_without_rollouts(tmp_path):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["rollout"]["search"] = {"type": "joint", "price": 0.003, "block": 4, "max_per_prefix": 2}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(SettingsError, match="max_per_prefix 2 leaves no room for a block of 4"):
+        load_params(tmp_path / "params.yaml")

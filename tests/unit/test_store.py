@@ -62,7 +62,7 @@ def test_the_first_writer_of_a_key_wins(journal):
 
 def test_a_batch_that_fails_leaves_nothing_and_the_journal_usable(journal):
     with pytest.raises(DataError):
-        journal.put([(KEYS[0], row(0)), (KEYS[1], (None, "stop", 1, 0.0))])
+        journal.put([(KEYS[0], row(0)), (KEYS[1], ("text", None, 1, 0.0))])
 
     def interrupted():
         yield KEYS[2], row(2)
@@ -207,3 +207,8 @@ def test_a_full_disk_is_said_and_what_was_there_stays(journal):
     journal._db.execute("PRAGMA max_page_count=100000")
     journal.put([(KEYS[1], row(1))])
     assert set(journal.get(KEYS)) == set(KEYS[:2])
+
+
+def test_half_a_character_is_kept_as_one_that_can_be_written(journal):
+    journal.put([(KEYS[0], row(0, "a\ud83d")), (KEYS[1], row(1, "\ud83d\ude00")), (KEYS[2], row(2, "\ude00b\0é"))])
+    assert [journal.get(KEYS)[key][0] for key in KEYS[:3]] == ["a\ufffd 0", "\U0001f600 1", "\ufffdb\0é 2"]
