@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from components.omegaprm import Tree, omegaprm, together
+from components.prefixes import mass_of
 from components.search import Counts, Outcome, Request, Search, State, monte_carlo, tally
 
 NUM_REFERENCE = 200
@@ -50,7 +51,7 @@ class TinyWorld:
         self.policy, self.cache = policy, cache
         self.engine: Any = None
         cache.mkdir(parents=True, exist_ok=True)
-        self.rollouts: dict[str, list[Any]] = self._load("rollouts.json")
+        self.rollouts: dict[str, list[Any]] = self._load("texts.json")
         self.references: dict[str, list[int]] = self._load("references.json")
 
     def _load(self, name: str) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class TinyWorld:
 
     def save(self) -> None:
         """Keep what was sampled."""
-        (self.cache / "rollouts.json").write_text(json.dumps(self.rollouts))
+        (self.cache / "texts.json").write_text(json.dumps(self.rollouts))
         (self.cache / "references.json").write_text(json.dumps(self.references))
 
     def _key(self, problem: str, state: State) -> str:
@@ -86,7 +87,12 @@ class TinyWorld:
             row = self.rows[request.problem]
             gold = Gold(row["answer"], row["answer_type"])
             verdicts = [grade(prompt.prefill + c.text, gold, finish_reason=c.finish_reason).value for c in completions]
-            out.append([[MATHS.splitter.split(c.text), v, c.num_tokens] for c, v in zip(completions, verdicts, strict=True)])
+            out.append(
+                [
+                    [MATHS.splitter.split(c.text), v, c.num_tokens, mass_of(c.logprob) if c.finish_reason == "stop" else 0.0]
+                    for c, v in zip(completions, verdicts, strict=True)
+                ]
+            )
         return out
 
     def sample(self, requests: Sequence[Request]) -> list[list[tuple[Outcome, int]]]:
@@ -101,8 +107,8 @@ class TinyWorld:
                 self.rollouts[self._key(r.problem, r.state)] += found
         return [
             [
-                (Outcome(tuple(units), verdict), tokens)
-                for units, verdict, tokens in self.rollouts[self._key(r.problem, r.state)][r.first : r.first + r.num]
+                (Outcome(tuple(units), verdict, mass), tokens)
+                for units, verdict, tokens, mass in self.rollouts[self._key(r.problem, r.state)][r.first : r.first + r.num]
             ]
             for r in requests
         ]
@@ -114,7 +120,7 @@ class TinyWorld:
         for start in range(0, len(missing), 64):
             some = missing[start : start + 64]
             for r, found in zip(some, self._ask(some, "reference"), strict=True):
-                verdicts = [verdict for _, verdict, _ in found]
+                verdicts = [verdict for _, verdict, _, _ in found]
                 self.references[self._key(r.problem, r.state)] = [verdicts.count("right"), verdicts.count("wrong")]
         out = {}
         for p, s in states:
@@ -377,6 +383,7 @@ def jointly(world: World, solutions: Solutions, price: float, *, reuse: bool) ->
     from components.estimation import fit, posteriors
     from components.forest import Forest
     from components.joint import Solution, joint
+    from components.texts import beyond_counts, texts_of
 
     chains: dict[str, list[Solution]] = {p: [] for p in solutions.texts}
     for problem, texts in solutions.texts.items():
@@ -392,7 +399,9 @@ def jointly(world: World, solutions: Solutions, price: float, *, reuse: bool) ->
     keys: list[tuple[str, Any]] = [(names[forest.problem[i]], forest.keys[i]) for i in range(forest.num_nodes)]
     own = [Counts() if state is None else counts[problem][state] for problem, state in keys]
     right, total = np.array([c.num_right for c in own]), np.array([c.num_verdicts for c in own])
-    posterior = posteriors(forest, right, total, fit(forest, right, total))
+    beyond = beyond_counts(right, total, {i: texts_of(count) for i, count in enumerate(own)})
+    kernel = fit(forest, right, total, beyond_NG=beyond)
+    posterior = posteriors(forest, right, total, kernel, beyond_NG=beyond)
     return drive, {key: float(posterior.mean[i]) for i, key in enumerate(keys) if key[1] is not None}
 
 
