@@ -129,6 +129,7 @@ class RolloutsGate:
         columns = ["problem_id", "index", "verdict", "finish_reason", "num_tokens"]
         frame = _frame(solutions, ["solution_id", "answer", *columns])
         frame["is_read"] = frame["answer"].notna() | (frame["verdict"] == "unknown")
+        frame["is_measured"] = frame["problem_id"].isin(set(prefixes.column("problem_id").to_pylist()))
         suites.run(
             "solutions",
             frame,
@@ -137,6 +138,7 @@ class RolloutsGate:
                 *_sampled(frame, "solution_id"),
                 unique("problem_id", "index", says="share their problem's index"),
                 true("is_read", of="answer", says="are judged without an answer"),
+                true("is_measured", of="problem_id", says="are of a problem without prefixes"),
             ],
         )
         tails = _frame(continuations, ["continuation_id", "prefix_id", "num_prefix_units", *columns])

@@ -231,6 +231,7 @@ def test_a_large_quarantine_is_a_warning():
         ({"solution_id": digest("x", 0)}, "solutions/solution_id"),
         ({"num_tokens": -1}, "solutions/num_tokens"),
         ({"policy_digest": "q"}, "rollouts/policy_digest"),
+        ({"problem_id": digest("w")}, "solutions/problem_id"),
     ],
 )
 def test_a_planted_fault_in_a_solution_is_found(change, check):
@@ -268,7 +269,9 @@ def test_cut_off_and_unknown_is_sound_and_many_unknown_are_a_warning():
 
 
 def test_rollouts_without_continuations_are_sound():
-    assert not check_rollouts(table(SOLUTIONS, SOLUTION), table([], CONTINUATION), table([], PREFIX)).failures("critical")
+    assert not check_rollouts(table(SOLUTIONS, SOLUTION), table([], CONTINUATION), table(PREFIXES, PREFIX)).failures(
+        "critical"
+    )
 
 
 @pytest.mark.parametrize(
