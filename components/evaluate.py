@@ -70,7 +70,8 @@ def run(
     """
     import torch
 
-    from components.prm import RewardModel, read_contract
+    from components.contract import read_contract
+    from components.prm import RewardModel
     from components.problems import load_benchmark
 
     torch.set_num_threads(runtime.num_threads)

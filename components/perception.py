@@ -79,7 +79,7 @@ class Perception:
             ids.append(row)
         hidden = self.model.hidden(ids, prompts)
         at, before = torch.tensor(markers), torch.tensor(values)
-        logits = hidden[at[:, 0], at[:, 1]].float() @ self.model.head.T
+        logits = hidden[at[:, 0], at[:, 1]].float() @ self.model.head.T[:, [0, -1]]
         truth = torch.tensor(truths, device=logits.device)
         verdict_loss = torch.nn.functional.cross_entropy(logits, torch.stack([truth, 1 - truth], -1))
         words = self.model.model.get_output_embeddings()(hidden[before[:, 0], before[:, 1]])

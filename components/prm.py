@@ -1,15 +1,16 @@
-"""The process reward model: one score a step, all steps of a solution in one forward pass.
+"""The process reward model: one score a step, all steps of all candidates of a problem in one forward pass.
 
-Owns the head, the losses, the checkpoint with its contract, scoring and aggregation. Knows nothing of how
-labels came about. Imports torch and transformers, and nothing of the orchestration.
+Owns the model with its head, the checkpoint and scoring. Knows nothing of how labels came about; what a score
+means is `formulations`'. Imports torch and transformers, and nothing of the orchestration.
 
-Shapes: B rows, T tokens, H hidden size, S steps (all rows of a batch, one after the other), 2 = (right, wrong).
+Shapes: R places that are read (all steps of all solutions, one after the other), C rows of the head, H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.checkpoints import copy_processor_files, hidden_states, load_model, load_processor
-from components.errors import DataError, EngineError
-from components.records import read_json, tree_sha256, write_json
+from components.checkpoints import copy_processor_files, load_model, load_processor
+from components.contract import agree, checkpoint_digest, read_contract, write_contract
+from components.errors import EngineError
+from components.formulations import FORMULATIONS, Formulation
+from components.packing import Batch, Tree, batches, tree
 from components.render import Encoded, Rendered, Renderer, join_tensors, padded
 
-CONTRACT = "prm.json"
-_HEAD = "head.safetensors"
+HEAD = "head.safetensors"
+BATCH_TOKENS = 16_384  # tokens a scoring batch, padding included
+WINDOW = 256  # solutions that are rendered at a time
 _PROBE = "a step: 3 + 20 = 23\n\nanswer: 23"  # must be split alike before and after a tokenizer is saved
-_BATCH_TOKENS = 16_384  # tokens a scoring batch, padding included
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}  # of a state's size, tree against row
 
 
 @dataclass(frozen=True)
@@ -38,185 +42,298 @@ class Reading:
 
 
 class RewardModel(torch.nn.Module):
-    """A vision-language model without its vocabulary, and a head of two rows read at the markers."""
+    """A vision-language model without its vocabulary, and a head of one row a class."""
 
-    def __init__(self, model: Any, renderer: Renderer, head_weight_2H: Tensor, *, sees: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        renderer: Renderer,
+        head_weight_CH: Tensor,
+        formulation: Formulation,
+        *,
+        label_tokens: Sequence[str],
+        sees: bool = True,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.renderer = renderer
-        self.head = torch.nn.Parameter(head_weight_2H)
+        self.head = torch.nn.Parameter(head_weight_CH)
+        self.formulation = formulation
+        self.label_tokens = tuple(label_tokens)
         self.sees = sees
         """False: pictures are blanked, in training and scoring alike (the blind control)."""
+        self.temperature = temperature
+        """Logits are divided by it before they become scores; fitted on dev."""
+        self.max_tokens = max_tokens or _most_tokens(model)
+        """Prompt and solution together; see `score` and `train` for what becomes of longer ones."""
 
     @classmethod
     def from_policy(
-        cls, folder: Path, *, marker: str, label_tokens: tuple[str, str], device: str, sees: bool
+        cls,
+        folder: Path,
+        *,
+        formulation: str = "soft",
+        template: str = "marker",
+        marker: str = "<prm>",
+        label_tokens: Sequence[str] = ("+", "-"),
+        separator: str = "\n\n",
+        device: str,
+        sees: bool = True,
+        max_tokens: int | None = None,
     ) -> RewardModel:
-        """Start from a policy: the marker sounds like a step's end, the head like the label tokens.
+        """Start from a policy: the marker sounds like the end of a step, the head like the label tokens.
 
+        Args:
+            label_tokens: a word a class of the formulation, best first.
+            separator: what stands between the steps of the task.
         Raises:
-            EngineError: the policy cannot be loaded.
+            EngineError: the policy cannot be loaded, or its tokenizer does not tell the label tokens apart.
         """
+        said = FORMULATIONS[formulation]
+        if len(label_tokens) != len(said.weights):
+            what = f"{len(label_tokens)} label tokens for the {len(said.weights)} classes of {formulation!r}"
+            raise EngineError(str(folder), what, "train.label_tokens: right, (unchanged,) wrong")
         model = load_model(folder, device)
         processor = load_processor(folder)
         tokenizer = getattr(processor, "tokenizer", processor)
-        if tokenizer.convert_tokens_to_ids([marker])[0] in (None, tokenizer.unk_token_id):
+        if template == "marker" and tokenizer.convert_tokens_to_ids([marker])[0] in (None, tokenizer.unk_token_id):
             from tokenizers import AddedToken
 
             tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False)], special_tokens=True)
             if len(tokenizer) > model.get_input_embeddings().num_embeddings:
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        renderer = Renderer(processor, marker=marker)
+        renderer = _renderer(processor, template, marker, label_tokens)
+        ids = _label_ids(folder, renderer, label_tokens)
         with torch.no_grad():
-            embeddings = model.get_input_embeddings().weight
-            embeddings[renderer.marker_id] = embeddings[renderer.text_ids("\n\n")].mean(0)
-            rows = [renderer.text_ids(word)[0] for word in label_tokens]
-            if rows[0] == rows[1]:
-                what = f"label tokens {label_tokens[0]!r} and {label_tokens[1]!r} begin with the same token"
-                raise EngineError(str(folder), what, "choose two words that the tokenizer tells apart: train.label_tokens")
-            head = model.get_output_embeddings().weight[rows].detach().float().clone()
-        return cls(model, renderer, head, sees=sees)
+            if renderer.marker_id is not None:
+                embeddings = model.get_input_embeddings().weight
+                sound = renderer.text_ids(separator) or renderer.text_ids(".")
+                embeddings[renderer.marker_id] = embeddings[sound].mean(0)
+            head = model.get_output_embeddings().weight[ids].detach().float().clone()
+        return cls(model, renderer, head, said, label_tokens=label_tokens, sees=sees, max_tokens=max_tokens)
 
     @classmethod
     def load(cls, folder: Path, *, device: str) -> RewardModel:
         """A trained checkpoint, checked against its contract.
 
         Raises:
-            EngineError: a file is missing, or the text would be rendered differently from training.
+            EngineError: a file is missing or changed, or text would be rendered differently from training.
         """
         contract = read_contract(folder)
-        renderer = Renderer(load_processor(folder), marker=contract["marker"])
-        if renderer.digest != contract["renderer_digest"]:
-            what = f"renders text as {renderer.digest}, but was trained with {contract['renderer_digest']}"
-            raise EngineError(str(folder), what, "score with the version of StepForge and of the tokenizer that trained it")
-        seen = weights_digest(folder)
-        if seen != contract["digest"]:
-            raise EngineError(
-                str(folder),
-                f"its weights are {seen}, but the contract says {contract['digest']}",
-                "the checkpoint was changed: take it from DVC again",
-            )
+        if contract["formulation"] not in FORMULATIONS:
+            hint = f"known: {', '.join(FORMULATIONS)}"
+            raise EngineError(str(folder), f"its formulation {contract['formulation']!r} is unknown", hint)
+        tokens = contract["label_tokens"]
+        renderer = _renderer(load_processor(folder), contract["template"], contract.get("marker"), tokens)
+        hint = "score with the version of StepForge and of the tokenizer that trained it"
+        agree(folder, "the renderer", here=renderer.digest, contract=contract["renderer_digest"], hint=hint)
+        ids = _label_ids(folder, renderer, tokens)
+        agree(folder, "the ids of the label tokens", here=ids, contract=contract["label_token_ids"], hint=hint)
+        seen = checkpoint_digest(folder)
+        hint = "the checkpoint was changed: take it from DVC again"
+        agree(folder, "the digest of its files", here=seen, contract=contract["digest"], hint=hint)
         model = load_model(folder, device)
-        head = load_file(folder / _HEAD)["weight"].to(model.device)
-        return cls(model, renderer, head, sees=contract["view"] == "picture")
+        head = load_file(folder / HEAD)["weight"].to(model.device)
+        said = FORMULATIONS[contract["formulation"]]
+        agree(folder, "the head", here=list(head.shape), contract=[len(said.weights), head.shape[1]], hint=hint)
+        return cls(
+            model,
+            renderer,
+            head,
+            said,
+            label_tokens=tokens,
+            sees=contract["view"] == "picture",
+            temperature=contract["temperature"],
+            max_tokens=contract["max_tokens"],
+        )
 
     def save(self, folder: Path, policy: Path, contract: Mapping[str, Any]) -> str:
         """Write weights, tokenizer, processor files and contract; returns the checkpoint's digest."""
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)
-        save_file({"weight": self.head.detach().float().cpu().contiguous()}, folder / _HEAD)
+        save_file({"weight": self.head.detach().float().cpu().contiguous()}, folder / HEAD)
         copy_processor_files(policy, folder)
         self.renderer.tokenizer.save_pretrained(folder)  # it has gained the marker
-        renderer = Renderer(load_processor(folder), marker=self.renderer.marker)
+        renderer = _renderer(load_processor(folder), self.renderer.template, self.renderer.marker, self.label_tokens)
         if renderer.text_ids(_PROBE) != self.renderer.text_ids(_PROBE):
-            raise EngineError(
-                str(folder),
-                "its tokenizer splits text differently once saved",
-                "use a tokenizer that its class reloads as it is",
-            )
+            hint = "use a tokenizer that its class reloads as it is"
+            raise EngineError(str(folder), "its tokenizer splits text differently once saved", hint)
         content = {
-            "format": 1,
-            "marker": self.renderer.marker,
+            "architecture": self.model.config.architectures[0] if self.model.config.architectures else "",
+            "template": renderer.template,
+            "marker": renderer.marker,
+            "marker_id": renderer.marker_id,
             "renderer_digest": renderer.digest,
+            "formulation": self.formulation.name,
+            "label_tokens": list(self.label_tokens),
+            "label_token_ids": _label_ids(folder, renderer, self.label_tokens),
+            "weights": list(self.formulation.weights),
+            "aggregation": self.formulation.default_aggregation,
+            "threshold": sum(self.formulation.weights) / len(self.formulation.weights),
+            "temperature": float(self.temperature),
+            "max_tokens": self.max_tokens,
             "view": "picture" if self.sees else "blind",
             **contract,
         }
-        write_json(folder / CONTRACT, content)
-        content["digest"] = weights_digest(folder)
-        write_json(folder / CONTRACT, content)
-        return str(content["digest"])
+        return str(write_contract(folder, content)["digest"])
 
-    def logits(self, encoded: Sequence[Encoded], rendered: Sequence[Rendered]) -> Tensor:
-        """Logits `[S, 2]` of (right, wrong) read at every marker, row by row.
+    # --- reading -----------------------------------------------------------------------------------------------
 
-        Hidden states are gathered at the markers first: the vocabulary's logits never exist.
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits `[R, C]` at every place that is read, in the batch's order.
+
+        Hidden states are gathered at those places first: the vocabulary's logits never exist.
         """
-        hidden_BTH = self.hidden([p.ids + r.ids for p, r in zip(encoded, rendered, strict=True)], encoded)
-        rows = torch.tensor([b for b, r in enumerate(rendered) for _ in r.markers], device=hidden_BTH.device)
-        columns = [len(p.ids) + m for p, r in zip(encoded, rendered, strict=True) for m in r.markers]
-        at_markers_SH = hidden_BTH[rows, torch.tensor(columns, device=hidden_BTH.device)]
-        return at_markers_SH.float() @ self.head.T
+        tensors = self._shown(batch.tensors)
+        options = {"attention_mask": batch.mask(self.model.dtype)} if self.shares else {}
+        states_BTH = self.model.model(
+            input_ids=batch.ids_BT, position_ids=batch.positions, use_cache=False, **options, **tensors
+        ).last_hidden_state
+        logits: Tensor = states_BTH[batch.reads[:, 0], batch.reads[:, 1]].float() @ self.head.float().T
+        return logits
+
+    def trees(self, prompt: Encoded, solutions: Sequence[Rendered], max_tokens: int = BATCH_TOKENS) -> list[Tree]:
+        """The solutions of a prompt as the model can take them, in their order: trees of bounded size, else rows."""
+        groups: list[list[Rendered]] = []
+        room = 0
+        for solution in solutions:
+            if not groups or not self.shares or len(solution.ids) > room:
+                groups.append([])
+                room = max_tokens - len(prompt.ids)
+            groups[-1].append(solution)
+            room -= len(solution.ids)
+        return [tree(prompt, group) for group in groups]
+
+    def batches(self, trees: Sequence[Tree], max_tokens: int = BATCH_TOKENS) -> list[Batch]:
+        """Trees as batches for `forward`."""
+        return batches(trees, self.model, max_tokens=max_tokens, device=str(self.head.device), share_rows=self.shares)
+
+    def logits(self, trees: Sequence[Tree], max_tokens: int = BATCH_TOKENS) -> Tensor:
+        """Logits `[R, C]` at every place that is read, in the order of the trees and of their solutions."""
+        parts: list[Tensor] = [self.head.new_zeros(0, len(self.head))] * len(trees)
+        for batch in self.batches(trees, max_tokens):
+            sizes = [sum(map(len, trees[i].places)) for i in batch.trees]
+            for i, part in zip(batch.trees, self(batch).split(sizes), strict=True):
+                parts[i] = part
+        return torch.cat(parts) if parts else self.head.new_zeros(0, len(self.head))
+
+    @cached_property
+    def shares(self) -> bool:
+        """Whether the architecture computes a tree as it computes its rows: tried, not assumed.
+
+        Attention that looks both ways within a picture, or that carries a state from token to token, does not.
+        """
+        pictures = [_blank_picture()] if hasattr(self.renderer.processor, "image_processor") else []
+        try:
+            prompt = self.renderer.prompt("3 + 20", pictures)
+            rows = [self.renderer.solution(steps) for steps in (["3", "20"], ["3", "23"], ["4"])]
+            trained = self.model.training
+            self.model.eval()
+            self.__dict__["shares"] = True
+            with torch.no_grad():
+                joined = self.logits([tree(prompt, rows)])
+                self.__dict__["shares"] = False
+                apart = self.logits([tree(prompt, [row]) for row in rows])
+            self.model.train(trained)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return False
+        finally:
+            self.__dict__.pop("shares", None)
+        size = float(apart.abs().max())
+        return bool((joined - apart).abs().max() <= _TOLERANCE[self.model.dtype] * max(size, 1.0))
+
+    def _shown(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.sees:
+            return tensors
+        return {name: torch.zeros_like(t) if t.is_floating_point() else t for name, t in tensors.items()}
 
     def hidden(self, ids: Sequence[Sequence[int]], encoded: Sequence[Encoded]) -> Tensor:
-        """Last hidden states `[B, T, H]`; pictures are blanked for a model that does not see."""
-        device = str(self.head.device)
-        ids_BT = padded(ids, device)
-        tensors = join_tensors(encoded, ids_BT.shape[1], device, self.model.dtype)
-        if not self.sees:
-            tensors = {name: torch.zeros_like(t) if t.is_floating_point() else t for name, t in tensors.items()}
-        states: Tensor = hidden_states(self.model, ids_BT, tensors)
+        """Last hidden states `[B, T, H]` of plain rows; pictures are blanked for a model that does not see."""
+        ids_BT = padded(ids, str(self.head.device))
+        tensors = self._shown(join_tensors(encoded, ids_BT.shape[1], str(self.head.device), self.model.dtype))
+        states: Tensor = self.model.model(input_ids=ids_BT, use_cache=False, **tensors).last_hidden_state
         return states
 
-    @torch.inference_mode()
-    def score(self, readings: Sequence[Reading], progress: Callable[[int], None] | None = None) -> list[list[float]]:
-        """The probability in [0, 1] that each step is right, for every solution: `[solutions][steps]`.
+    # --- scoring -----------------------------------------------------------------------------------------------
 
-        Solutions of like length are read together; the scores do not depend on their company beyond
-        floating-point rounding.
+    @torch.inference_mode()
+    def read(self, readings: Sequence[Reading], progress: Callable[[int], None] | None = None) -> list[Tensor]:
+        """Logits `[steps, C]` of every solution, on the CPU, temperature applied.
+
+        Solutions of one problem share its picture and question, and what they have in common. A solution that does not
+        fit into `max_tokens` with its prompt is not read: it gets no row.
         """
-        encoded = [self.renderer.prompt(r.question, r.images) for r in readings]
-        rendered = [self.renderer.solution(r.steps) for r in readings]
-        lengths = [len(p.ids) + len(r.ids) for p, r in zip(encoded, rendered, strict=True)]
-        order = sorted((i for i in range(len(readings)) if readings[i].steps), key=lambda i: (-lengths[i], i))
-        out: list[list[float]] = [[] for _ in readings]
-        while order:
-            size = max(1, _BATCH_TOKENS // lengths[order[0]])
-            batch, order = order[:size], order[size:]
-            scores = self.logits([encoded[i] for i in batch], [rendered[i] for i in batch]).softmax(-1)[:, 0].tolist()
-            for i in batch:
-                count = len(readings[i].steps)
-                out[i], scores = scores[:count], scores[count:]
+        none = torch.zeros(0, len(self.head))
+        out = [none] * len(readings)
+        for part in self._windows(readings):
+            trees: list[Tree] = []
+            owners: list[int] = []
+            for group in part:
+                prompt = self.renderer.prompt(readings[group[0]].question, readings[group[0]].images)
+                rendered = {i: self.renderer.solution(readings[i].steps) for i in group}
+                fit = [i for i in group if 0 < len(rendered[i].ids) <= self.max_tokens - len(prompt.ids)]
+                trees += self.trees(prompt, [rendered[i] for i in fit])
+                owners += fit
+            sizes = [len(readings[i].steps) for i in owners]
+            logits = self.logits(trees).float().cpu() / self.temperature
+            for i, rows in zip(owners, logits.split(sizes), strict=True):
+                out[i] = rows
             if progress is not None:
-                progress(len(batch))
+                progress(sum(len(group) for group in part))
         return out
 
+    def score(self, readings: Sequence[Reading], progress: Callable[[int], None] | None = None) -> list[list[float]]:
+        """The score of each step of every solution: `[solutions][steps]`; see `Formulation.scores`.
 
-def soft_label_loss(logits_S2: Tensor, labels_S: Tensor, weights_S: Tensor | None = None) -> Tensor:
-    """Cross-entropy, in nats a step, between the verdict at each marker and its Monte-Carlo value.
+        Scores do not depend on the company in which a solution is read, beyond floating-point rounding (1e-4 in
+        float32). A solution that does not fit into `max_tokens` has none.
+        """
+        return [self.formulation.scores(rows).tolist() for rows in self.read(readings, progress)]
 
-    Args:
-        logits_S2: `[S, 2]` logits of (right, wrong) read AT the marker; summed in float32.
-        labels_S: `[S]` probability in [0, 1] that the step is right; 0 and 1 give hard labels.
-        weights_S: `[S]` how much each step counts; None: all alike.
-    Raises:
-        DataError: a label lies outside [0, 1].
-    Source: MM-PRM (arXiv 2505.13427), soft labels.
-    Differs: the reference leaves the range unchecked.
-    """
-    if labels_S.numel() and not bool(((labels_S >= 0) & (labels_S <= 1)).all()):
-        raise DataError(
-            "labels", f"a label lies outside [0, 1]: {float(labels_S.min())} .. {float(labels_S.max())}", "run label again"
-        )
-    targets_S2 = torch.stack([labels_S, 1 - labels_S], dim=-1).float()
-    losses_S = torch.nn.functional.cross_entropy(logits_S2.float(), targets_S2, reduction="none")
-    if weights_S is None:
-        return losses_S.mean()
-    return (losses_S * weights_S).sum() / weights_S.sum().clamp(min=1e-9)
-
-
-def read_contract(folder: Path) -> dict[str, Any]:
-    """The contract of a checkpoint.
-
-    Raises:
-        EngineError: there is none.
-    """
-    if not (folder / CONTRACT).exists():
-        raise EngineError(
-            str(folder),
-            "no prm.json: not a process reward model",
-            "name a folder written by train, such as artifacts/prm/prm",
-        )
-    contract = read_json(folder / CONTRACT)
-    missing = [key for key in ("marker", "renderer_digest", "view", "digest") if key not in contract]
-    if not isinstance(contract, dict) or missing:
-        raise EngineError(str(folder / CONTRACT), f"lacks {', '.join(missing)}", "the checkpoint was changed: dvc checkout")
-    return contract
+    def _windows(self, readings: Sequence[Reading]) -> Iterator[list[list[int]]]:
+        """Indices of readings by problem, some problems at a time: enough for full batches, few enough for the memory."""
+        groups: dict[tuple[str, tuple[bytes, ...]], list[int]] = {}
+        for i, reading in enumerate(readings):
+            groups.setdefault((reading.question, reading.images), []).append(i)
+        window: list[list[int]] = []
+        size = 0
+        for group in groups.values():
+            window.append(group)
+            size += len(group)
+            if size >= WINDOW:
+                yield window
+                window, size = [], 0
+        if window:
+            yield window
 
 
-def weights_digest(folder: Path) -> str:
-    """The digest of everything in a checkpoint, its contract included, but the digest that stands there."""
-    from components.records import digest
+def _renderer(processor: Any, template: str, marker: str | None, label_tokens: Sequence[str]) -> Renderer:
+    if template == "chat":
+        return Renderer(processor, template="chat", slot=label_tokens[0])
+    return Renderer(processor, marker=marker)
 
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != CONTRACT)
-    contract = {key: value for key, value in read_json(folder / CONTRACT).items() if key != "digest"}
-    return digest("prm", [[p.name, tree_sha256(p)] for p in files], contract)
+
+def _label_ids(folder: Path, renderer: Renderer, label_tokens: Sequence[str]) -> list[int]:
+    ids = [renderer.text_ids(word)[0] for word in label_tokens]
+    if len(set(ids)) < len(ids):
+        what = f"label tokens {', '.join(map(repr, label_tokens))} begin with the same token"
+        raise EngineError(str(folder), what, "choose words that the tokenizer tells apart: train.label_tokens")
+    return ids
+
+
+def _most_tokens(model: Any) -> int:
+    """The longest row that the language model has positions for."""
+    text = getattr(model.config, "text_config", model.config)
+    return int(getattr(text, "max_position_embeddings", 32_768))
+
+
+def _blank_picture() -> bytes:
+    import io
+
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64), (90, 90, 90)).save(content, format="PNG")
+    return content.getvalue()

@@ -17,7 +17,9 @@ from components.errors import DataError
 from components.records import bytes_digest, digest
 
 _CACHE_BYTES = 512 * 2**20
-_QUESTION = "\ue000question\ue000"  # stands for the question while the template is filled in
+_QUESTION, _STEP, _SLOT = (f"\ue000{name}\ue000" for name in ("question", "step", "slot"))  # while templates are filled
+_BEFORE_STEPS = "\n\n### Solution Process:\n"  # between question and first step in the chat template (VisualPRM)
+TEMPLATES = ("marker", "chat")
 
 
 @dataclass(frozen=True)
@@ -37,29 +39,45 @@ class Rendered:
     """A solution as the process reward model takes it."""
 
     ids: list[int]
-    """The assistant's token ids: each step followed by the marker."""
+    """The token ids that follow the prompt's."""
     markers: list[int]
-    """Positions of the markers in `ids`, one a step."""
+    """Where in `ids` the model is read, one place a step; that of a step is the same whatever steps follow."""
+
+    def within(self, num_tokens: int) -> Rendered:
+        """The whole steps that fit into so many tokens; a step is never cut."""
+        markers = [place for place in self.markers if place < num_tokens]
+        return (
+            self if len(markers) == len(self.markers) else Rendered(self.ids[: markers[-1] + 1 if markers else 0], markers)
+        )
 
 
 class Renderer:
     """Turns problems and steps into token ids with one processor.
 
+    Args:
+        template: how a solution is laid out for a reward model. `marker`: in the assistant's turn, each step followed by
+            the special token `marker`, at which the model is read (MM-PRM). `chat`: one step a user turn, and in each
+            assistant turn a label, before which the model is read (VisualPRM).
+        slot: of `chat`: the word in the assistant's turns of the steps that went before.
+
     `digest` names everything that decides the ids; it is kept in a checkpoint's contract and checked at load.
     """
 
-    def __init__(self, processor: Any, *, marker: str | None = None) -> None:
+    def __init__(
+        self, processor: Any, *, template: str = "marker", marker: str | None = None, slot: str | None = None
+    ) -> None:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
-        self.marker = marker
+        self.template, self.marker, self.slot = template, marker, slot
         self.marker_id = self._marker_id(marker) if marker is not None else None
         self._cache: OrderedDict[tuple[str, tuple[bytes, ...]], Encoded] = OrderedDict()
         self._cached_bytes = 0
-        template = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
-        if not template:
+        filled = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
+        if not filled:
             raise DataError("renderer", "the model has no chat template", "add chat_template.jinja to its folder")
         vocabulary = bytes_digest(self.tokenizer.backend_tokenizer.to_str().encode())
-        self.digest = digest("render-1", template, vocabulary, marker)
+        self.digest = digest("render-2", filled, vocabulary, template, marker, slot)
+        self._turns = self._turn_ids() if template == "chat" else None
 
     def _marker_id(self, marker: str) -> int:
         ids = self.tokenizer.convert_tokens_to_ids([marker])
@@ -107,14 +125,42 @@ class Renderer:
         return ids
 
     def _around_question(self, num_images: int) -> tuple[str, str]:
-        """What the chat template puts before and after the question."""
-        content: list[dict[str, str]] = [{"type": "image"} for _ in range(num_images)]
-        content.append({"type": "text", "text": _QUESTION})
-        filled = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        head, _, tail = filled.partition(_QUESTION)
+        """What the template puts before and after the question, up to the solution's first token."""
+        if self.template == "chat":
+            head, _, _ = self._filled(num_images, [_QUESTION + _BEFORE_STEPS + _STEP]).partition(_QUESTION)
+            return head, _BEFORE_STEPS
+        head, _, tail = self._filled(num_images, [_QUESTION]).partition(_QUESTION)
         return head, tail
+
+    def _filled(self, num_images: int, turns: Sequence[str]) -> str:
+        """The chat template with these turns, the user's first; the first shows the pictures."""
+        roles = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
+        pictures = [{"type": "image"}] * num_images
+        parts = [[*(pictures if i == 0 else []), {"type": "text", "text": text}] for i, text in enumerate(turns)]
+        for contents in (parts, turns):  # templates of some text models take plain text only
+            messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+            try:
+                filled = str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            except TypeError:
+                continue
+            if all(filled.count(text) == turns.count(text) for text in turns) and "'type'" not in filled:
+                return filled
+        raise DataError("renderer", "its chat template does not show what it is given", "mend chat_template.jinja")
+
+    def _turn_ids(self) -> tuple[list[int], list[int]]:
+        """Token ids between a step and the label after it, and from that label to the next step."""
+        filled = self._filled(0, [_STEP, _SLOT, _STEP, _SLOT, _STEP])
+        opens, closes = [], []
+        for part in filled.split(_STEP)[1:-1]:
+            before, _, after = part.partition(_SLOT)
+            opens.append(before)
+            closes.append(after)
+        if self.slot is None or len(opens) != 2 or len(set(opens)) > 1 or len(set(closes)) > 1:
+            what = "its chat template writes later turns differently from earlier ones"
+            raise DataError("renderer", what, "use train.template: marker with this model")
+        slot = self.text_ids(self.slot)
+        opened, closed = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (opens[0], closes[0]))
+        return opened, [*slot, *closed]
 
     def special_ids(self) -> list[int]:
         """Ids that belong to the template: no text from outside has them, and of a model's own words only the end is."""
@@ -127,18 +173,23 @@ class Renderer:
         return ids
 
     def solution(self, steps: Sequence[str]) -> Rendered:
-        """Token ids of steps as the reward model reads them: each followed by the marker.
+        """Token ids of steps as the reward model reads them, the same text in training and in scoring.
 
-        Source: MM-PRM (arXiv 2505.13427), `<prm>` after every step.
-        Differs: the same text in training and scoring.
+        Source: MM-PRM (arXiv 2505.13427), `<prm>` after every step; VisualPRM (arXiv 2503.10291), a turn a step.
+        Differs: VisualPRM shows the true labels of earlier steps in training and `+` in scoring; here every earlier label
+        is the one word `slot` in both, so that a score never depends on labels that scoring does not have.
         """
-        assert self.marker_id is not None, "a renderer without marker renders no solution"
         ids: list[int] = []
         markers: list[int] = []
         for step in steps:
-            ids += self.text_ids(step)
-            markers.append(len(ids))
-            ids.append(self.marker_id)
+            if self._turns is not None:
+                opened, closed = self._turns
+                ids += [*(closed if markers else []), *self.text_ids(step), *opened]
+                markers.append(len(ids) - 1)
+                continue
+            assert self.marker_id is not None, "a renderer without marker renders no solution"
+            ids += [*self.text_ids(step), self.marker_id]
+            markers.append(len(ids) - 1)
         return Rendered(ids, markers)
 
     def _remember(self, key: tuple[str, tuple[bytes, ...]], encoded: Encoded) -> None:
@@ -158,10 +209,21 @@ def padded(rows: Sequence[Sequence[int]], device: str, pad_id: int = 0) -> Any:
 
 
 def join_tensors(encoded: Sequence[Encoded], num_tokens: int, device: str, dtype: Any) -> dict[str, Any]:
-    """The picture tensors of several prompts as one batch, joined along dim 0.
+    """The picture tensors of several prompts as one batch, a prompt a row of `num_tokens` tokens."""
+    import torch
 
-    Args:
-        num_tokens: T, the width of the batch of token ids.
+    joined = join_pictures(encoded, device, dtype)
+    if any(e.token_types for e in encoded):
+        types = [e.token_types or [] for e in encoded]
+        joined["mm_token_type_ids"] = torch.tensor([[*t, *([0] * (num_tokens - len(t)))] for t in types], device=device)
+    return joined
+
+
+def join_pictures(encoded: Sequence[Encoded], device: str, dtype: Any) -> dict[str, Any]:
+    """The picture tensors of several prompts, joined along dim 0 in the order of the prompts.
+
+    Where prompts differ in a later dimension (pictures a prompt, tiles a picture, resolution), the smaller ones are
+    filled with zeros, as processors fill a batch.
     """
     import torch
 
@@ -169,12 +231,20 @@ def join_tensors(encoded: Sequence[Encoded], num_tokens: int, device: str, dtype
     joined = {}
     for name in sorted(names):
         parts = [e.tensors[name] for e in encoded if name in e.tensors]
-        value = torch.cat(parts).to(device)
+        shape = [max(part.shape[dim] for part in parts) for dim in range(1, parts[0].ndim)]
+        value = torch.cat([_filled(part, shape) for part in parts]).to(device)
         joined[name] = value.to(dtype) if value.is_floating_point() else value
-    if any(e.token_types for e in encoded):
-        types = [e.token_types or [] for e in encoded]
-        joined["mm_token_type_ids"] = torch.tensor([[*t, *([0] * (num_tokens - len(t)))] for t in types], device=device)
     return joined
+
+
+def _filled(part: Any, shape: Sequence[int]) -> Any:
+    """The tensor with every dimension but the first filled up with zeros to `shape`."""
+    import torch
+
+    if list(part.shape[1:]) == list(shape):
+        return part
+    widths = [w for size, wanted in zip(reversed(part.shape[1:]), reversed(shape), strict=True) for w in (0, wanted - size)]
+    return torch.nn.functional.pad(part, widths)
 
 
 def _decoded(content: bytes) -> Any:

@@ -268,10 +268,14 @@ class Perception(_Section):
 class Train(_Section):
     """Labels -> process reward model."""
 
+    template: Literal["marker", "chat"] = "marker"
+    """marker: a special token after every step (MM-PRM). chat: one step a turn, read before the label (VisualPRM)."""
     marker: str = "<prm>"
-    """The token after every step at which the model is read (MM-PRM)."""
-    label_tokens: tuple[str, str] = ("+", "-")
-    """Words whose output rows start the head: right, wrong."""
+    """The token after every step at which the model is read; of template `marker`."""
+    label_tokens: Annotated[tuple[str, ...], Field(min_length=2, max_length=3)] = ("+", "-")
+    """Words whose output rows start the head: right, wrong; with advantage labels right, unchanged, wrong."""
+    max_tokens: Count | None = None
+    """Prompt and solution together; steps behind it are not learnt, longer solutions not scored. null: the model's own."""
     optimiser: Optimiser
     freeze_vision: bool = True
     perception: Perception | None = None

@@ -10,8 +10,10 @@ import math
 import multiprocessing
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError, SettingsError, StepForgeError
 from components.lineage import SUMMARY, exclusive
@@ -31,6 +33,12 @@ from components.records import (
 )
 from components.settings import Params, Runtime, limit_threads
 from components.tasks import Task, load_task
+
+if TYPE_CHECKING:  # torch is imported where it is needed
+    from components.formulations import Targets
+    from components.packing import Tree
+    from components.prm import RewardModel
+    from components.render import Encoded, Rendered
 
 
 def run(
@@ -139,25 +147,29 @@ def _train(
     from components.checkpoints import policy_digest
     from components.optim import batch_rows, fit, freeze_vision
     from components.perception import Perception
-    from components.prm import RewardModel, soft_label_loss
+    from components.prm import RewardModel
 
     torch.set_num_threads(threads)
     settings = params.train
-    if params.label.formulation == "advantage":
-        what = "label.formulation 'advantage' has three classes; the head learns two"
-        raise SettingsError(
-            "params.yaml", what, "use these labels elsewhere (stepforge export), or train on soft or value labels"
-        )
+    task = load_task(params.task)
     model = RewardModel.from_policy(
-        policy, marker=settings.marker, label_tokens=settings.label_tokens, device=runtime.device, sees=name != "blind"
+        policy,
+        formulation=params.label.formulation,
+        template=settings.template,
+        marker=settings.marker,
+        label_tokens=settings.label_tokens,
+        separator=task.splitter.separator,
+        device=runtime.device,
+        sees=name != "blind",
+        max_tokens=settings.max_tokens,
     )
     if settings.freeze_vision:
         freeze_vision(model.model)
     model.train()
-    examples = _examples(model, load_task(params.task), seeds, rollouts, labels)
+    examples = _examples(model, task, seeds, rollouts, labels)
     if not examples:
         raise DataError(str(labels), "no labelled step", "lower label.min_verdicts, or sample more continuations")
-    say("train", f"{name}: {len(examples):,} solutions, {sum(len(e[2]) for e in examples):,} labelled steps")
+    say("train", f"{name}: {len(examples):,} solutions, {sum(len(e.targets) for e in examples):,} labelled steps")
 
     perception, accuracies = None, [float("nan")]
     if settings.perception is not None and statements is not None:
@@ -176,15 +188,12 @@ def _train(
         fit(model, warmup_at, seeing.warmup, name="train", checkpoint=work / f"{name}-warmup.pt")
 
     def loss_at(step: int) -> tuple[Any, str]:
-        batch = [
+        picked = [
             examples[i]
             for i in batch_rows(len(examples), settings.optimiser.batch_size, step, seed_for(params.seed, "train"))
         ]
-        loss = soft_label_loss(
-            model.logits([e[0] for e in batch], [e[1] for e in batch]),
-            torch.tensor([label for e in batch for label in e[2]], device=model.head.device),
-            torch.tensor([weight for e in batch for weight in e[3]], device=model.head.device),
-        )
+        trees, order = trees_of(model, picked)
+        loss = model.formulation.loss(model.logits(trees), targets_of(order, str(model.head.device)))
         note = f"{name} loss {loss.item():.3f}"
         if perception is not None and settings.perception is not None and settings.perception.aux_weight > 0:
             aux, _ = perception.loss(settings.perception.aux_batch_size, seed_for(params.seed, "auxiliary", step))
@@ -194,11 +203,8 @@ def _train(
     final_loss = fit(model, loss_at, settings.optimiser, name="train", checkpoint=work / f"{name}.pt")
     model.eval()
     contract = {
-        "formulation": params.label.formulation,
         "task": params.task,
-        "task_digest": load_task(params.task).digest,
-        "label_tokens": list(settings.label_tokens),
-        "weights": {"right": 1.0, "wrong": 0.0},
+        "task_digest": task.digest,
         "policy_digest": policy_digest(policy),
         "labels_sha256": tree_sha256(labels),
         "seed": params.seed,
@@ -208,7 +214,7 @@ def _train(
     accuracy = float(np.mean(accuracies[-20:]))
     report = {
         "solutions": len(examples),
-        "labels": sum(len(e[2]) for e in examples),
+        "labels": sum(len(e.targets) for e in examples),
         "steps": settings.optimiser.num_steps,
         "final_loss": round(final_loss, 6),
         "perception_accuracy": round(accuracy, 6) if math.isfinite(accuracy) else None,
@@ -217,17 +223,50 @@ def _train(
     write_json(work / f"{name}-report.json", report)
 
 
-def _examples(
-    model: Any, task: Task, seeds: Path, rollouts: Path, labels: Path
-) -> list[tuple[Any, Any, list[float], list[float]]]:
-    """(prompt, rendered solution with the markers of its labelled steps, their labels and weights), a row a solution."""
+@dataclass(frozen=True)
+class Example:
+    """A solution to learn from."""
+
+    problem_id: str
+    prompt: Encoded
+    rendered: Rendered
+    """Its markers are those of the labelled steps."""
+    targets: list[tuple[float, int, int, float]]
+    """(label, k, n, weight) of each labelled step."""
+
+
+def trees_of(model: RewardModel, examples: Sequence[Example]) -> tuple[list[Tree], list[Example]]:
+    """The examples as trees, one prompt a tree, and the examples in the order of the trees' places."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.problem_id, []).append(example)
+    trees: list[Tree] = []
+    for group in groups.values():
+        trees += model.trees(group[0].prompt, [e.rendered for e in group])
+    return trees, [e for group in groups.values() for e in group]
+
+
+def targets_of(examples: Sequence[Example], device: str) -> Targets:
+    """The targets of examples, step by step, as tensors."""
+    import torch
+
+    from components.formulations import Targets
+
+    columns = torch.tensor([t for e in examples for t in e.targets], device=device).reshape(-1, 4).T
+    return Targets(*columns)
+
+
+def _examples(model: RewardModel, task: Task, seeds: Path, rollouts: Path, labels: Path) -> list[Example]:
+    """A row a solution with a labelled step that fits into the model; what does not fit is counted and said."""
     from components.render import Rendered
 
     problems = {row["problem_id"]: row for row in read_table(seeds / "seeds.parquet", PROBLEM)}
-    of_solution: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
-    for row in read_table(labels / "labels.parquet", LABEL, ["solution_id", "step", "label", "weight"]):
-        of_solution[row["solution_id"]][row["step"]] = (row["label"], row["weight"])
+    of_solution: dict[str, dict[int, tuple[float, int, int, float]]] = defaultdict(dict)
+    columns = ["solution_id", "step", "label", "num_right", "num_verdicts", "weight"]
+    for row in read_table(labels / "labels.parquet", LABEL, columns):
+        of_solution[row["solution_id"]][row["step"]] = tuple(row[name] for name in columns[2:])  # type: ignore[assignment]
     examples = []
+    num_cut = 0
     for row in read_table(rollouts / "solutions.parquet", SOLUTION, ["solution_id", "problem_id", "steps"]):
         known = of_solution.get(row["solution_id"])
         if not known:
@@ -236,9 +275,14 @@ def _examples(
             what = f"the labels of solution {row['solution_id']} do not fit its problem or its steps"
             raise DataError(str(labels), what, "seeds, rollouts and labels are not of one run: run label again")
         problem = problems[row["problem_id"]]
-        rendered = model.renderer.solution(row["steps"])
-        markers = [rendered.markers[step] for step in sorted(known)]
         prompt = model.renderer.prompt(task.question(problem["question"]), row_images(problem))
-        targets = [known[step] for step in sorted(known)]
-        examples.append((prompt, Rendered(rendered.ids, markers), [t[0] for t in targets], [t[1] for t in targets]))
+        rendered = model.renderer.solution(row["steps"]).within(model.max_tokens - len(prompt.ids))
+        steps = [step for step in sorted(known) if step < len(rendered.markers)]
+        num_cut += len(known) - len(steps)
+        if steps:
+            markers = [rendered.markers[step] for step in steps]
+            shown = Rendered(rendered.ids[: markers[-1] + 1], markers)
+            examples.append(Example(row["problem_id"], prompt, shown, [known[step] for step in steps]))
+    if num_cut:
+        say("train", f"{num_cut:,} labelled steps lie behind {model.max_tokens:,} tokens (train.max_tokens): not learnt")
     return examples

@@ -1,23 +1,21 @@
-"""The reward model: its loss against closed forms, its scores against the full model, its checkpoint against tampering."""
+"""The reward model: its scores against the full model, its trees against its rows, its checkpoint against tampering."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from components import prm
-from components.errors import DataError, EngineError
-from components.prm import Reading, RewardModel, read_contract, soft_label_loss
+from components.contract import checkpoint_digest, read_contract
+from components.errors import EngineError
+from components.packing import tree
+from components.prm import Reading, RewardModel
 from tests.conftest import WRITERS, picture
 
 MARKER, LABELS = "<prm>", ("+", "-")
 QUESTION = "bars : total of red and blue ?"
 STEPS = ("red: 3", "blue: 5", "3 + 5 = 8", "answer: 8")
-
-probabilities = st.lists(st.tuples(st.floats(-20, 20), st.floats(-20, 20), st.floats(0, 1)), min_size=1, max_size=8)
 
 
 def started(policy, *, sees=True):
@@ -46,51 +44,13 @@ def readings(*, pictures=True):
     ]
 
 
-@given(probabilities)
-def test_the_loss_is_the_mean_cross_entropy_of_two_classes(rows):
-    right, wrong, label = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
-    found = soft_label_loss(torch.stack([right, wrong], -1), label).item()
-    total = torch.logaddexp(right, wrong)
-    expected = -(label * (right - total) + (1 - label) * (wrong - total)).mean().item()
-    assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
-
-
-def test_a_confident_right_verdict_costs_nothing_and_a_confident_wrong_one_its_margin():
-    sure = torch.tensor([[30.0, 0.0]])
-    assert soft_label_loss(sure, torch.tensor([1.0])).item() == pytest.approx(0.0, abs=1e-6)
-    assert soft_label_loss(sure, torch.tensor([0.0])).item() == pytest.approx(30.0)
-    assert soft_label_loss(torch.zeros(1, 2), torch.tensor([0.3])).item() == pytest.approx(0.693147, abs=1e-6)
-
-
-def test_the_loss_is_least_where_the_score_is_the_label():
-    labels = torch.tensor([0.25])
-    losses = {p: soft_label_loss(torch.tensor([[p, 1 - p]]).log(), labels).item() for p in (0.05, 0.2, 0.25, 0.3, 0.9)}
-    assert min(losses, key=losses.get) == 0.25
-
-
-def test_the_gradient_is_score_minus_label_and_agrees_with_finite_differences():
-    torch.manual_seed(0)
-    logits = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([0.0, 0.1, 0.5, 0.75, 0.99, 1.0], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: soft_label_loss(x, labels), (logits,), eps=1e-2, atol=1e-3)
-    soft_label_loss(logits, labels).backward()
-    expected = (logits.softmax(-1) - torch.stack([labels, 1 - labels], -1)) / 6
-    assert torch.allclose(logits.grad, expected.detach(), atol=1e-6)
-
-
-@pytest.mark.parametrize("label", [1.0001, -0.01, float("nan"), 2.0])
-def test_a_label_outside_of_zero_and_one_is_said(label):
-    with pytest.raises(DataError, match=r"outside \[0, 1\]"):
-        soft_label_loss(torch.zeros(2, 2), torch.tensor([0.5, label]))
-
-
 def test_reading_at_the_markers_equals_the_rows_of_the_whole_vocabularys_logits(model):
     encoded = [model.renderer.prompt(r.question, r.images) for r in readings()]
     rendered = [model.renderer.solution(r.steps) for r in readings()]
     rows = [model.renderer.text_ids(word)[0] for word in LABELS]
     expected = []
     with torch.no_grad():
-        found = model.logits(encoded, rendered)
+        found = model.logits([tree(p, [r]) for p, r in zip(encoded, rendered, strict=True)])
         for prompt, solution in zip(encoded, rendered, strict=True):
             ids = torch.tensor([prompt.ids + solution.ids])
             logits_TV = model.model(input_ids=ids, **prompt.tensors).logits[0]
@@ -109,7 +69,7 @@ def test_a_score_is_a_probability_a_step(model):
     scores = model.score(readings())
     assert [len(row) for row in scores] == [4, 1, 2, 2]
     assert all(0 < score < 1 for row in scores for score in row)
-    logits = model.logits([model.renderer.prompt(QUESTION, (picture(0),))], [model.renderer.solution(STEPS)])
+    logits = model.logits([tree(model.renderer.prompt(QUESTION, (picture(0),)), [model.renderer.solution(STEPS)])])
     expected = 1 / (1 + (logits[:, 1] - logits[:, 0]).exp())
     assert scores[0] == pytest.approx(expected.tolist(), abs=1e-6)
 
@@ -124,7 +84,8 @@ def test_a_score_sees_its_own_step_and_those_before_but_none_after(model):
 
 def test_scores_do_not_depend_on_the_company(model, monkeypatch):
     together = model.score(readings() * 3)
-    monkeypatch.setattr(prm, "_BATCH_TOKENS", 1)
+    monkeypatch.setattr(RewardModel.batches, "__defaults__", (1,))
+    monkeypatch.setattr(RewardModel.logits, "__defaults__", (1,))
     alone = model.score(readings())
     for i, row in enumerate(together):
         assert row == pytest.approx(alone[i % 4], abs=1e-5)
@@ -144,12 +105,22 @@ def test_a_solution_without_steps_has_no_scores(model):
     assert model.score([]) == []
 
 
-def test_progress_counts_every_solution_that_is_read(model, monkeypatch):
-    monkeypatch.setattr(prm, "_BATCH_TOKENS", 60)
+def test_progress_counts_every_solution(model, monkeypatch):
+    monkeypatch.setattr(prm, "WINDOW", 2)
     counts = []
     model.score([*readings(), Reading(QUESTION, (), ())], counts.append)
-    assert sum(counts) == 4
+    assert sum(counts) == 5
     assert len(counts) > 1
+
+
+def test_a_solution_that_does_not_fit_is_not_read_and_cuts_no_other(tiny_policy):
+    whole = started(tiny_policy)
+    longest = len(whole.renderer.prompt(QUESTION, (picture(0),)).ids) + len(whole.renderer.solution(STEPS).ids)
+    model = RewardModel.from_policy(tiny_policy, device="cpu", max_tokens=longest).eval()
+    given = [Reading(QUESTION, (picture(0),), STEPS), Reading(QUESTION, (picture(0),), (*STEPS, "red: 3"))]
+    read, unread = model.score(given)
+    assert read == pytest.approx(whole.score(given)[0], abs=1e-5)
+    assert unread == []
 
 
 def test_pictures_change_the_scores_of_a_model_that_sees_and_of_no_other(model, tiny_policy):
@@ -179,7 +150,8 @@ def test_no_architecture_lets_a_solution_see_its_company(checkpoint, monkeypatch
     model = started(checkpoint(architecture))
     given = readings(pictures=architecture != "qwen2") + readings(pictures=False)[:1]  # with and without, side by side
     together = model.score(given)
-    monkeypatch.setattr(prm, "_BATCH_TOKENS", 1)
+    monkeypatch.setattr(RewardModel.batches, "__defaults__", (1,))
+    monkeypatch.setattr(RewardModel.logits, "__defaults__", (1,))
     for a, b in zip(together, model.score(given), strict=True):
         assert a == pytest.approx(b, abs=1e-5)
 
@@ -212,7 +184,7 @@ def test_the_markers_of_every_architecture_are_read_as_by_the_whole_model(checkp
     assert batch["input_ids"][0].tolist() == ids
     with torch.no_grad():
         hidden = model.model.model(**batch, use_cache=False).last_hidden_state[0]
-        found = model.logits([prompt], [solution])
+        found = model.logits([tree(prompt, [solution])])
     expected = hidden[[len(prompt.ids) + m for m in solution.markers]] @ model.head.T
     assert torch.allclose(found, expected, atol=1e-5)
 
@@ -245,7 +217,7 @@ def test_the_contract_says_how_to_read_the_model(saved, model):
     assert contract["marker"] == MARKER
     assert contract["view"] == "picture"
     assert contract["renderer_digest"] == model.renderer.digest
-    assert contract["digest"] == prm.weights_digest(saved)
+    assert contract["digest"] == checkpoint_digest(saved)
     assert contract["seed"] == 7
 
 
@@ -269,7 +241,7 @@ def test_a_tampered_weight_is_refused_with_both_digests(saved, tmp_path, name):
     (folder / name).write_bytes(content)
     message = refusal(folder)
     assert read_contract(saved)["digest"] in message
-    assert prm.weights_digest(folder) in message
+    assert checkpoint_digest(folder) in message
 
 
 def test_a_changed_vocabulary_is_refused_with_both_digests(saved, tmp_path):
@@ -280,7 +252,7 @@ def test_a_changed_vocabulary_is_refused_with_both_digests(saved, tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     message = refusal(folder)
     assert read_contract(saved)["renderer_digest"] in message
-    assert message.count("renders text as ") == 1
+    assert "the renderer is" in message
 
 
 def test_a_changed_template_is_refused(saved, tmp_path):
