@@ -91,14 +91,21 @@ class Batch:
     """`[R, 2]` (row, column) of every place that is read, in the order of the trees given."""
     trees: list[int]
     """Which of the trees given are in this batch, in the order of `reads`."""
+    is_plain: bool
+    """Whether every row is one solution."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens computed, padding included."""
         return self.ids_BT.numel()
 
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """`[B, 1, T, T]`, 0 where token i may attend to j, the lowest number of `dtype` elsewhere."""
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """`[B, 1, T, T]`, 0 where token i may attend to j, the lowest number of `dtype` elsewhere.
+
+        None where plain causal attention says the same: no branch, one tree a row.
+        """
+        if self.is_plain:
+            return None
         places = torch.arange(self.ids_BT.shape[1], device=self.ids_BT.device)
         before = places[None, :, None] >= places[None, None, :]
         inside = places[None, :, None] < self.ends_BT[:, None, :]
@@ -173,6 +180,7 @@ def _batch(trees: Sequence[Tree], rows: list[list[int]], width: int, model: Any,
         tensors,
         torch.tensor(reads, dtype=torch.long, device=device).reshape(-1, 2),
         order,
+        is_plain=all(len(row) == 1 and min(trees[row[0]].ends) == len(trees[row[0]]) for row in rows),
     )
 
 

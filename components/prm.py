@@ -187,9 +187,12 @@ class RewardModel(torch.nn.Module):
         Hidden states are gathered at those places first: the vocabulary's logits never exist.
         """
         tensors = self._shown(batch.tensors)
-        options = {"attention_mask": batch.mask(self.model.dtype)} if self.shares else {}
         states_BTH = self.model.model(
-            input_ids=batch.ids_BT, position_ids=batch.positions, use_cache=False, **options, **tensors
+            input_ids=batch.ids_BT,
+            attention_mask=batch.mask(self.model.dtype),
+            position_ids=batch.positions,
+            use_cache=False,
+            **tensors,
         ).last_hidden_state
         logits: Tensor = states_BTH[batch.reads[:, 0], batch.reads[:, 1]].float() @ self.head.float().T
         return logits
