@@ -86,9 +86,7 @@ def choose(
     Source: Let's Verify Step by Step (arXiv 2305.20050) section 4.2: 80 % convincing wrong answers.
     Differs: the remaining share follows posterior variance, not the score; the budget counts tokens, not solutions.
     """
-    if not (budget_tokens > 0 and 0 <= convincing_frac <= 1 and max_per_problem >= 1):
-        what = f"budget {budget_tokens}, convincing share {convincing_frac}, {max_per_problem} a problem"
-        raise SettingsError("choose", what, "a positive budget, a share in [0, 1], at least 1 a problem")
+    check_limits(budget_tokens=budget_tokens, convincing_frac=convincing_frac, max_per_problem=max_per_problem)
     every = sorted(options, key=lambda o: o.solution_id)
     right_scores = [o.score for o in every if o.verdict == "right"]
     bar = median(right_scores) if right_scores else 0.0
@@ -116,6 +114,17 @@ def choose(
             left["per_problem" if per_problem[option.problem_id] >= max_per_problem else "budget"] += 1
     found = sorted(chosen.values(), key=lambda c: c.reason)  # stable: each reason stays in its own order
     return found, dict(left)
+
+
+def check_limits(*, budget_tokens: float, convincing_frac: float, max_per_problem: int) -> None:
+    """Stop at limits of a choice that make no sense.
+
+    Raises:
+        SettingsError: a number is out of its range.
+    """
+    if not (budget_tokens > 0 and 0 <= convincing_frac <= 1 and max_per_problem >= 1):
+        what = f"budget {budget_tokens}, convincing share {convincing_frac}, {max_per_problem} a problem"
+        raise SettingsError("choose", what, "a positive budget, a share in [0, 1], at least 1 a problem")
 
 
 def variances(step_scores: Sequence[float], measured: Mapping[int, float]) -> list[float]:
@@ -175,9 +184,15 @@ def run(
         num_continuations: what labelling spends on a prefix; 16 is brute force.
         aggregation: of step scores, a key of metrics.AGGREGATIONS.
     Raises:
-        DataError: the folders do not belong together.
+        SettingsError: a number is out of its range, or the budget pays for no solution.
+        DataError: the folders do not belong together, or lack what a choice needs.
         EngineError: the reward model cannot be loaded.
     """
+    limits: dict[str, Any] = {"convincing_frac": convincing_frac, "max_per_problem": max_per_problem}
+    check_limits(budget_tokens=budget_tokens, **limits)
+    if not (0 <= max_sd <= 1 and num_continuations >= 1):
+        what = f"an sd of {max_sd}, {num_continuations} continuations"
+        raise SettingsError("choose", what, "--max-sd in [0, 1], --num-continuations at least 1")
     problems = {row["problem_id"]: row for row in read_table(seeds / "seeds.parquet", PROBLEM)}
     columns = ["solution_id", "problem_id", "steps", "verdict", "finish_reason", "num_tokens"]
     solutions = read_table(rollouts / "solutions.parquet", SOLUTION, columns)
@@ -185,9 +200,11 @@ def run(
     if strange is not None:
         what = f"solution {strange['solution_id']} is of problem {strange['problem_id']}, which is not among the seeds"
         raise DataError(str(rollouts), what, "name the seeds that rollout read")
-    known = _measured(labels) if labels is not None else defaultdict(dict)
+    known = _measured(labels, {row["solution_id"] for row in solutions}) if labels is not None else defaultdict(dict)
     usable = [row for row in solutions if is_usable(row) and len(row["steps"]) > 1]
     unsettled = [row for row in usable if not _is_settled(row, known[row["solution_id"]], max_sd)]
+    for row in unsettled:
+        _check(row, problems[row["problem_id"]], seeds, rollouts)
     scores = _step_scores(params, runtime, prm, problems, unsettled)
     options = [
         Option(
@@ -200,9 +217,11 @@ def run(
         )
         for row, step_scores in zip(unsettled, scores, strict=True)
     ]
-    choices, left = choose(
-        options, budget_tokens=budget_tokens, convincing_frac=convincing_frac, max_per_problem=max_per_problem
-    )
+    choices, left = choose(options, budget_tokens=budget_tokens, **limits)
+    cheapest = min((o.expected_tokens for o in options), default=0.0)
+    if cheapest > budget_tokens:
+        what = f"a budget of {budget_tokens:,} tokens pays for no solution: the cheapest needs {cheapest:,.0f}"
+        raise SettingsError("choose", what, "raise --budget-tokens")
     left = {"unusable": len(solutions) - len(usable), "labelled": len(usable) - len(unsettled), **left}
     rows = [{name: getattr(c.option, name) for name in CHOSEN.names if name != "reason"} for c in choices]
     write_table(out / "chosen.parquet", [r | {"reason": c.reason} for r, c in zip(rows, choices, strict=True)], CHOSEN)
@@ -242,12 +261,29 @@ def table(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _measured(labels: Path) -> defaultdict[str, dict[int, float]]:
-    """Solution -> step -> the variance of its label."""
+def _check(solution: Row, problem: Row, seeds: Path, rollouts: Path) -> None:
+    """Stop where a solution cannot be priced, or its pictures cannot be seen."""
+    if solution["num_tokens"] is None:
+        what = f"solution {solution['solution_id']} has no num_tokens, so labelling it has no price"
+        raise DataError(str(rollouts), what, "it was imported: name a folder written by rollout")
+    if len(row_images(problem)) != len(problem["images"] or ()):
+        what = f"a picture of problem {problem['problem_id']} has no bytes"
+        raise DataError(str(seeds), what, "run curate: its seeds hold the pictures themselves")
+
+
+def _measured(labels: Path, solutions: set[str]) -> defaultdict[str, dict[int, float]]:
+    """Solution -> step -> the variance of its label.
+
+    Raises:
+        DataError: a label is of none of these solutions.
+    """
     wanted = ["solution_id", "step", "num_right", "num_verdicts", "sd"]
     known: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for table in iterate_table(labels / "labels.parquet", LABEL, wanted, num_rows=1 << 16):
         for solution, step, *counted in zip(*(table.column(name).to_pylist() for name in wanted), strict=True):
+            if solution not in solutions:
+                what = f"labels of solution {solution}, which the rollouts lack"
+                raise DataError(str(labels), what, "name the labels made of these rollouts")
             variance = label_variance(*counted)
             if variance is not None:
                 known[solution][step] = variance
@@ -269,7 +305,8 @@ def _step_scores(
 ) -> list[list[float]]:
     import torch
 
-    from components.prm import Reading, RewardModel, read_contract
+    from components.contract import read_contract
+    from components.prm import Reading, RewardModel
 
     torch.set_num_threads(runtime.num_threads)
     folder = prm / "prm"

@@ -45,18 +45,8 @@ def publishing(out: Path) -> Iterator[Path]:
     try:
         part.chmod(0o755)
         yield part
-        if out.exists():
-            stale = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".stale"))
-            old = out.replace(stale / out.name)
-            try:
-                part.replace(out)
-            except BaseException:  # Ctrl-C between the two renames too
-                old.replace(out)
-                raise
-            finally:
-                shutil.rmtree(stale)
-        else:
-            part.replace(out)
+        with _one_at_a_time(out.parent):
+            _swap(part, out)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
@@ -64,6 +54,35 @@ def publishing(out: Path) -> Iterator[Path]:
         raise DataError(str(out), what, "check permissions and the free space; then run the stage again") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Two runs that end at once put their outputs in place one after the other."""
+    import fcntl
+
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _swap(part: Path, out: Path) -> None:
+    """Put `part` where `out` is; an `out` of before is gone only once the new one stands."""
+    if not out.exists():
+        part.replace(out)
+        return
+    stale = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".stale"))
+    old = out.replace(stale / out.name)
+    try:
+        part.replace(out)
+    except BaseException:  # Ctrl-C between the two renames too
+        old.replace(out)
+        raise
+    finally:
+        shutil.rmtree(stale)
 
 
 def _sweep(out: Path) -> None:
@@ -133,6 +152,16 @@ def find_receipt(home: Path, stage: str, out: Path) -> dict[str, Any] | None:
     path = receipt_path(home, stage, tree_sha256(out))
     content: dict[str, Any] | None = read_json(path) if path.exists() else None
     return content
+
+
+@contextmanager
+def work_folder(runtime: Runtime, name: str) -> Iterator[Path]:
+    """The folder of unfinished work of processes that a launcher started together: the first holds it for all."""
+    if runtime.rank == 0:
+        with exclusive(runtime.home, name) as folder:
+            yield folder
+    else:
+        yield runtime.home / "work" / name
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from components.errors import DataError
 
 DIGEST_CHARS = 32  # 128 bits of SHA-256: no accidental clash in 1e15 rows
 ROWS_PER_GROUP = 8192
+PICTURE_BYTES_PER_GROUP = 32 * 2**20
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
 
@@ -221,9 +222,14 @@ def problem_id(question: str, answer: str, image_digests: Sequence[str]) -> str:
     return digest("problem", question, answer, list(image_digests))
 
 
-def prefix_id(problem: str, steps: Sequence[str]) -> str:
-    """The name of a prefix: equal units of one problem are one prefix, whoever wrote them and however they were grouped."""
-    return digest("prefix", problem, "\n\n".join(steps))
+def prefix_id(problem: str, units: Sequence[str]) -> str:
+    """The name of a prefix: equal units (`Task.units`) of one problem are one prefix, whoever wrote them; others never are.
+
+    Units are named by their text, one paragraph each; as a list where that text would fall apart into others.
+    """
+    text = "\n\n".join(units)
+    is_plain = (text.split("\n\n") if text else []) == list(units)
+    return digest("prefix", problem, text if is_plain else list(units))
 
 
 def seed_for(seed: int, *parts: Any) -> int:
@@ -245,12 +251,16 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
 
 
 class TableWriter:
-    """Writes a table row group by row group in bounded memory; the bytes depend on the rows alone, not on how they came."""
+    """Writes a table row group by row group in bounded memory; the bytes depend on the rows alone, not on how they came.
+
+    A group ends with ROWS_PER_GROUP rows, or with the row that brings its pictures to PICTURE_BYTES_PER_GROUP.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path, self._schema = path, schema
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0
+        self._num_picture_bytes = 0
         self.num_rows = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", store_schema=True)
@@ -262,12 +272,30 @@ class TableWriter:
             DataError: a value does not fit its column.
         """
         table = rows if isinstance(rows, pa.Table) else _table(self._path, rows, self._schema)
-        self._waiting.append(table)
         self.num_rows += table.num_rows
-        self._num_waiting += table.num_rows
+        start = 0
+        for end in self._heavy_ends(table):
+            self._add(table.slice(start, end - start))
+            self._flush(everything=True)
+            start = end
+        self._add(table.slice(start))
         if self._num_waiting >= 8 * ROWS_PER_GROUP:
             self._flush(everything=False)
         return table
+
+    def _heavy_ends(self, table: pa.Table) -> Iterator[int]:
+        """Behind which rows a group ends because its pictures are many bytes."""
+        if "images" not in self._schema.names:
+            return
+        for end, row in enumerate(table.select(["images"]).to_pylist(), start=1):
+            self._num_picture_bytes += sum(map(len, row_images(row)))
+            if self._num_picture_bytes >= PICTURE_BYTES_PER_GROUP:
+                self._num_picture_bytes = 0
+                yield end
+
+    def _add(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        self._num_waiting += table.num_rows
 
     def _flush(self, *, everything: bool) -> None:
         table = pa.concat_tables(self._waiting) if self._waiting else self._schema.empty_table()

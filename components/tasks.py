@@ -139,6 +139,11 @@ SCENE = Task("scene", splitter=tagged("step"), unit="picture")
 TASKS: dict[str, Task] = {task.name: task for task in (MATHS, SCENE)}
 
 
+def task_names() -> list[str]:
+    """The tasks that `load_task` knows, those that ship first."""
+    return [*TASKS, *sorted({entry.name for entry in metadata.entry_points(group=ENTRY_POINTS)} - set(TASKS))]
+
+
 def load_task(name: str) -> Task:
     """The task of this name: one that ships, or one that an installed package offers.
 
@@ -149,7 +154,7 @@ def load_task(name: str) -> Task:
         return TASKS[name]
     found = {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
     if name not in found:
-        known = sorted({*TASKS, *found})
+        known = task_names()
         close = difflib.get_close_matches(name, known, n=1)
         hint = (
             f"did you mean {close[0]!r}?"

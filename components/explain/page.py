@@ -9,7 +9,7 @@ import base64
 from pathlib import Path
 
 from components.errors import DataError
-from components.explain.show import SUFFIXES, facts, of_counted, picture_kind, verdict_line
+from components.explain.show import SUFFIXES, facts, of_counted, picture_kind, verdict_line, without_bytes
 from components.explain.trace import Explanation
 from components.records import replacing, row_images
 from components.report.markup import Html, join, table, tag
@@ -54,6 +54,7 @@ def page(found: Explanation) -> str:
         tag("dl", *(join([tag("dt", name), tag("dd", text)]) for name, text in facts(found))),
         tag("h2", "Problem"),
         tag("p", f"{problem['problem_id']} from {problem['source']}, {problem['source_id']}"),
+        *(tag("p", text) for text in without_bytes(problem)),
         *(_embedded(content) for content in row_images(problem)),
         tag("p", found.task.question(problem["question"]), class_="text"),
         tag("p", f"gold answer {problem['answer'] or '–'} ({problem['answer_type'] or 'no rule'})"),

@@ -86,6 +86,7 @@ def lines(found: Explanation, *, home: Path, colour: bool = False) -> list[str]:
     row, problem = found.label, found.problem
     out = [f"{bold}label {row['label_id']}{plain}", "", f"problem   {problem['problem_id']}"]
     out.append(f"source    {_shown(problem['source'])} {_shown(problem['source_id'])}")
+    out += [f"picture   {_shown(text)}" for text in without_bytes(problem)]
     for i, content in enumerate(row_images(problem)):
         out.append(f"picture   {_written_picture(content, home)}" if i < 16 else "picture   …")
     out += _indented("question", found.task.question(problem["question"]))
@@ -109,6 +110,13 @@ def lines(found: Explanation, *, home: Path, colour: bool = False) -> list[str]:
         )
         out.append(f"{dim}       {one_line(said['text'], _TAIL_CHARS)}{plain}")
     return out
+
+
+def without_bytes(problem: dict[str, Any]) -> list[str]:
+    """What to say of pictures that the problem names and does not hold."""
+    return [
+        f"{p['path'] or 'without a name'}: no bytes in the seeds" for p in problem["images"] or () if p and not p["bytes"]
+    ]
 
 
 def _shown(text: Any) -> str:

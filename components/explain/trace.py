@@ -18,14 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.errors import DataError, RefusedError, SettingsError
-from components.lineage import find_receipt
+from components.lineage import SUMMARY, find_receipt
 from components.prefixes import outcome
-from components.records import CONTINUATION, LABEL, PROBLEM, SOLUTION, prefix_id
+from components.records import CONTINUATION, LABEL, PROBLEM, SOLUTION, prefix_id, read_json
 from components.search import Counts, State
-from components.tasks import TASKS, Task, load_task
+from components.tasks import Task, load_task, task_names
 
 Row = dict[str, Any]
 MIN_CHARS = 6
+_NEEDED = ("question", "text", "steps", "verdict")
 _ROWS_AT_ONCE = 64  # of tables with pictures
 _MAX_HASHED_BYTES = 4 * 10**9  # a receipt is found by the digest of the whole folder
 
@@ -106,7 +107,7 @@ def explain(
     chosen = _fitting_task(row, steps, named)
     state = chosen.units(steps)
     path = rollouts / "continuations.parquet"
-    if row["stopping_rule"] == "final" or not path.exists():
+    if row["stopping_rule"] == "final" or not _has_continuations(rollouts):
         counts = Counts()
         if row["stopping_rule"] == "final":
             counts.add(solution["verdict"])
@@ -146,6 +147,14 @@ def enforce(found: Explanation) -> None:
     if found.mismatch:
         hint = "the files are not of one run, or were changed: run rollout and label again"
         raise RefusedError(f"label {found.label['label_id']}", found.mismatch, hint)
+
+
+def _has_continuations(rollouts: Path) -> bool:
+    """Whether the folder has them, or should have: then a missing file is an error, not a label made elsewhere."""
+    if (rollouts / "continuations.parquet").exists():
+        return True
+    summary = read_json(rollouts / SUMMARY) if (rollouts / SUMMARY).exists() else {}
+    return isinstance(summary, dict) and "continuations" in summary
 
 
 # --- finding rows --------------------------------------------------------------------------------------------------
@@ -210,8 +219,11 @@ def _rows_of_problem(path: Path, schema: pa.Schema, problem: str) -> Iterator[Ro
             if not pc.any(pc.equal(ids, problem)).as_py():
                 continue
             for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=schema.names, use_threads=False):
-                kept = batch.filter(pc.equal(batch.column("problem_id"), problem))
-                yield from kept.to_pylist()
+                for row in batch.filter(pc.equal(batch.column("problem_id"), problem)).to_pylist():
+                    gone = next((name for name in _NEEDED if name in row and row[name] is None), None)
+                    if gone is not None:
+                        raise DataError(str(path), f"{gone} is null in a row of problem {problem}", "run its stage again")
+                    yield row
 
 
 def _may_hold(group: Any, column: int, value: str) -> bool:
@@ -274,7 +286,7 @@ def _fitting_task(label: Row, steps: Sequence[str], named: str | None) -> Task:
     Raises:
         DataError: under none that is known.
     """
-    for task in [load_task(named)] if named else list(TASKS.values()):
+    for task in map(load_task, [named] if named else task_names()):
         if prefix_id(label["problem_id"], task.units(steps)) == label["prefix_id"]:
             return task
     what = f"the solution's first {len(steps)} steps are not the prefix {label['prefix_id']} that the label names"

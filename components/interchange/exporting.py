@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain, groupby
@@ -16,18 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import DataError, one_line
-from components.interchange.files import PictureTableWriter
-from components.interchange.foreign import BadRow, Format, Mark, Problem, Solution, grouped, rounded
+from components.interchange.foreign import BadRow, Format, Mark, Problem, Row, Solution, grouped, rounded
 from components.interchange.importing import format_named
+from components.interchange.nested import OF_LABEL, OF_SOLUTION
 from components.lineage import SUMMARY, publishing
 from components.problems import normal_text
 from components.progress import say
-from components.records import LABEL, PROBLEM, SOLUTION, bytes_digest, iterate_table, replacing, row_images, write_json
+from components.records import (
+    LABEL,
+    PROBLEM,
+    SOLUTION,
+    TableWriter,
+    bytes_digest,
+    iterate_table,
+    replacing,
+    row_images,
+    write_json,
+)
 
-Row = dict[str, Any]
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
-_OF_SOLUTION = ("verdict", "rule", "finish_reason", "seed", "num_tokens", "logprob", "policy_digest", "verifier_digest")
-_OF_LABEL = ("num_unknown", "num_reused", "stopping_rule", "mean", "sd", "low", "high", "weight")
 
 
 def export_labels(*, seeds: Path, rollouts: Path, labels: Path, fmt: str, out: Path) -> Row:
@@ -66,18 +73,18 @@ class _Export:
     def write(self, seeds: Path, rollouts: Path, labels: Path) -> Row:
         with ExitStack() as stack:
             if self.form.nested_schema:
-                table = stack.enter_context(PictureTableWriter(self.path, self.form.nested_schema()))
-                put = table.write
+                table = stack.enter_context(TableWriter(self.path, self.form.nested_schema()))
+                put: Callable[[list[Row]], Any] = table.write
             else:
                 file = stack.enter_context(self.path.open("w", encoding="utf-8"))
 
-                def put(row: Any) -> None:
-                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                def put(rows: list[Row]) -> None:
+                    file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
             for problem, solutions in labelled_problems(seeds, rollouts, labels):
-                for row in self._rows(problem, solutions):
-                    put(row)
-                    self.count["rows"] += 1
+                rows = self._rows(problem, solutions)
+                put(rows)
+                self.count["rows"] += len(rows)
         if not self.count["rows"]:
             hint = self.first_left_out or "are seeds, rollouts and labels of one run?"
             raise DataError(str(labels), "no label to write", hint)
@@ -99,13 +106,12 @@ class _Export:
         if not kept:
             return []
         shown_problem = replace(problem, images=tuple(self._image(picture) for picture in problem.images))
-        is_whole = form.name == "mmprm_tree"
         rows: list[Row] = []
-        for some in [kept] if is_whole else [[solution] for solution in kept]:
-            written = list(form.write(shown_problem, some))
+        for some in form.shares(kept):
+            written = form.write(shown_problem, some)
             wanted = [solution for solution in some if self._reads_back(written, problem, solution)]
             if wanted:
-                rows += written if len(wanted) == len(some) else list(form.write(shown_problem, wanted))
+                rows += written if len(wanted) == len(some) else form.write(shown_problem, wanted)
             self.count["solutions"] += len(wanted)
             self.count["labels"] += sum(mark.label is not None for solution in wanted for mark in solution.marks)
         self.count["problems"] += bool(rows)
@@ -191,16 +197,9 @@ def _rows(path: Path, schema: Any, num_rows: int) -> Iterator[Row]:
 
 
 def _problem(row: Row) -> Problem:
-    options = row["options"]
-    pictures = row_images(row)
-    return Problem(
-        row["question"],
-        row["answer"] or "",
-        row["source_id"] or "",
-        row["source"] or "",
-        pictures,
-        None if options is None else tuple(options),
-    )
+    question, answer, source_id, source = (row[name] or "" for name in ("question", "answer", "source_id", "source"))
+    options = None if row["options"] is None else tuple(row["options"])
+    return Problem(question, answer, source_id, source, row_images(row), options)
 
 
 def _labelled(row: Row, labels: list[Row]) -> Solution:
@@ -209,9 +208,9 @@ def _labelled(row: Row, labels: list[Row]) -> Solution:
         if label["step"] >= len(marks):
             what = f"a label of step {label['step']} of solution {row['solution_id']}, which has {len(marks)}"
             raise DataError("labels.parquet", what, "rollouts and labels are not of one run: run label again")
-        more = _there(label, _OF_LABEL)
+        more = _there(label, OF_LABEL)
         marks[label["step"]] = Mark(label["label"], label["num_right"], label["num_verdicts"], more)
-    more = _there(row, ("problem_id", "solution_id", "answer", *_OF_SOLUTION))
+    more = _there(row, ("problem_id", "solution_id", "answer", *OF_SOLUTION))
     return Solution(tuple(row["steps"]), tuple(marks), row["text"], more)
 
 

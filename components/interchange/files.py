@@ -1,4 +1,4 @@
-"""The rows of label files, read one at a time, and tables with pictures, written a few megabytes at a time.
+"""The rows of label files, read one at a time.
 
 Knows JSON, JSON lines and Parquet, and nothing of what a row means. Memory does not grow with a file.
 """
@@ -18,8 +18,6 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 _CHUNK_CHARS = 1 << 20
 _PROBE_LINES = 5
 _ROWS_PER_BATCH = 256
-_GROUP_BYTES = 32 * 2**20
-_GROUP_ROWS = 8192
 _decoder = json.JSONDecoder()
 
 
@@ -141,48 +139,3 @@ def _json_values(path: Path) -> Iterator[Any]:
                         str(path), f"the list ends nowhere: {num_read:,} rows were read", "was its download cut short?"
                     )
                 return
-
-
-class PictureTableWriter:
-    """Writes a table whose rows hold pictures; a row group ends where its pictures are some megabytes."""
-
-    def __init__(self, path: Path, schema: Any) -> None:
-        import pyarrow.parquet as pq
-
-        self._path, self._schema = path, schema
-        self._rows: list[Mapping[str, Any]] = []
-        self._num_bytes = 0
-        self.num_rows = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", store_schema=True)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row with `images`."""
-        self._rows.append(row)
-        self.num_rows += 1
-        self._num_bytes += sum(len(picture["bytes"]) for picture in row["images"] or ())
-        if len(self._rows) >= _GROUP_ROWS or self._num_bytes >= _GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        try:
-            table = pa.Table.from_pylist(self._rows, schema=self._schema)
-        except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError) as error:
-            raise DataError(
-                str(self._path), f"a value does not fit its column: {error}", "look at the file's rows"
-            ) from error
-        if table.num_rows:
-            self._writer.write_table(table, row_group_size=_GROUP_ROWS)
-        self._rows, self._num_bytes = [], 0
-
-    def __enter__(self) -> PictureTableWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._flush()
-        finally:
-            self._writer.close()

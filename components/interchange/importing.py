@@ -11,14 +11,15 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from components.errors import DataError, SettingsError, one_line
 from components.grading import VERIFIER_DIGEST, Gold, answer_type, grade
 from components.interchange import FORMATS
-from components.interchange.files import PictureTableWriter, label_files, read_rows_of
-from components.interchange.foreign import BadRow, Format, Mark, Solution
+from components.interchange.files import label_files, read_rows_of
+from components.interchange.foreign import BadRow, Format, Mark, Row, Solution
 from components.lineage import SUMMARY, publishing
 from components.problems import Quarantined, normal_text, picture_bytes
 from components.progress import say
@@ -37,7 +38,6 @@ from components.records import (
 )
 from components.tasks import Task, load_task
 
-Row = dict[str, Any]
 MAX_IMAGE_PIXELS = 40_000_000
 MAX_QUARANTINED_FRAC = 0.1
 _BYTES_PER_SHARE = 128 * 2**20
@@ -58,6 +58,15 @@ def format_named(name: str) -> Format:
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(FORMATS)}"
         raise SettingsError("command line", f"--as {name!r} is no label format", hint)
     return FORMATS[name]
+
+
+def _format_of(row: Mapping[str, Any]) -> str:
+    """The first format that can read a row; empty if none can."""
+    for form in FORMATS.values():
+        with suppress(BadRow):
+            form.read(row)
+            return form.name
+    return ""
 
 
 def import_labels(
@@ -107,6 +116,7 @@ class _Import:
         self.count: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.first_bad = ""
+        self.other_format = ""
         self._spill = out / ".spill"
         self._pictures: dict[tuple[str, str], str | Quarantined] = {}
         self._num_shares = 1
@@ -195,7 +205,9 @@ class _Import:
 
     def _set_aside(self, quarantine: TableWriter, row: Any, path: Path, number: int, bad: BadRow) -> None:
         self.reasons[bad.reason] += 1
-        self.first_bad = self.first_bad or f"{path.name}, row {number}: {bad}"
+        if not self.first_bad:
+            self.first_bad = f"{path.name}, row {number}: {bad}"
+            self.other_format = _format_of(row) if isinstance(row, Mapping) else ""
         name = row.get("id") if isinstance(row, Mapping) else None
         quarantine.write(
             [
@@ -217,6 +229,8 @@ class _Import:
         """
         num_bad, num_rows = sum(self.reasons.values()), self.count["rows"]
         hint = f"is it really {self.form.name}? ({self.form.help}); --max-quarantined-frac raises the limit"
+        if self.other_format:
+            hint = f"it reads as {self.other_format}: --as {self.other_format}"
         if num_bad == num_rows:
             raise DataError("import", f"none of {num_rows:,} rows is usable; the first: {self.first_bad}", hint)
         if num_bad > max_frac * num_rows:
@@ -228,7 +242,7 @@ class _Import:
     def write(self) -> None:
         """Write the tables, one share of the problems after the other, each in the order of the input."""
         with (
-            PictureTableWriter(self.out / "seeds.parquet", PROBLEM) as seeds,
+            TableWriter(self.out / "seeds.parquet", PROBLEM) as seeds,
             TableWriter(self.out / "solutions.parquet", SOLUTION) as solutions,
             TableWriter(self.out / "prefixes.parquet", PREFIX) as prefixes,
             TableWriter(self.out / "labels.parquet", LABEL) as labels,
@@ -238,7 +252,7 @@ class _Import:
             for share in range(self._num_shares):
                 for lines in self._problems(self._spill / f"{share}.jsonl"):
                     seed, *rows = self._tables(lines)
-                    seeds.write(seed[0])
+                    seeds.write(seed)
                     for held, some in zip(waiting, rows, strict=True):
                         held.extend(some)
                     if len(waiting[2]) >= _LABELS_AT_ONCE:

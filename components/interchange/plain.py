@@ -7,36 +7,32 @@ descriptions of the data sets; what a format cannot say is lost when written, an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from components.interchange.foreign import (
-    BadRow,
-    Format,
-    Mark,
-    Problem,
-    Solution,
-    answer_of,
+from components.interchange.fields import (
+    answer_field,
     counts_of,
     image_field,
-    images_of,
-    is_positive,
     label_of,
     list_of,
-    name_of,
+    problem_of,
     solution_of,
     text_of,
     with_image_places,
-    without_image_places,
 )
+from components.interchange.foreign import BadRow, Format, Mark, Problem, Reading, Row, Solution, is_positive
 
-Row = dict[str, Any]
 _SIGNS = {"+": 1.0, "-": 0.0}
 
 
 def _sign(mark: Mark) -> str:
     assert mark.label is not None
     return "+" if is_positive(mark.label) else "-"
+
+
+def _conversation(problem: Problem, turns: list[Row]) -> Row:
+    return {"id": problem.source_id, "image": image_field(problem), "conversations": turns} | answer_field(problem)
 
 
 # --- VisualPRM400K: a conversation, one step a turn ----------------------------------------------------------------
@@ -48,7 +44,7 @@ _SYSTEM = (
 )
 
 
-def _read_visualprm400k(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]]:
+def _read_visualprm400k(row: Mapping[str, Any]) -> Reading:
     turns = [turn for turn in list_of(row, "conversations") if isinstance(turn, dict) and turn.get("from") != "system"]
     asked, answered = turns[::2], turns[1::2]
     if not turns or len(asked) != len(answered):
@@ -69,21 +65,16 @@ def _read_visualprm400k(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]
         if not isinstance(sign, str) or sign.strip() not in _SIGNS:
             raise BadRow("bad_label", f"{sign!r:.80} is neither + nor -")
         marks.append(Mark(_SIGNS[sign.strip()]))
-    problem = Problem(
-        without_image_places(question), answer_of(row, "answer"), name_of(row, "id"), "", images_of(row, "image", "images")
-    )
-    return problem, [solution_of([first, *steps[1:]], marks)]
+    return problem_of(row, question), [solution_of([first, *steps[1:]], marks)]
 
 
-def _write_visualprm400k(problem: Problem, solutions: Sequence[Solution]) -> Iterable[Row]:
+def _write_visualprm400k(problem: Problem, solution: Solution) -> Row:
     question = with_image_places(problem.question, len(problem.images))
-    for solution in solutions:
-        turns = [{"from": "system", "value": _SYSTEM}]
-        for i, (step, mark) in enumerate(zip(solution.steps, solution.marks, strict=True)):
-            text = f"{_QUESTION}{question}{_PROCESS}{step}" if i == 0 else step
-            turns += [{"from": "human", "value": text}, {"from": "gpt", "value": _sign(mark)}]
-        row = {"id": problem.source_id, "image": image_field(problem), "conversations": turns}
-        yield row | ({"answer": problem.answer} if problem.answer else {})
+    turns = [{"from": "system", "value": _SYSTEM}]
+    for i, (step, mark) in enumerate(zip(solution.steps, solution.marks, strict=True)):
+        text = f"{_QUESTION}{question}{_PROCESS}{step}" if i == 0 else step
+        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": _sign(mark)}]
+    return _conversation(problem, turns)
 
 
 VISUALPRM400K = Format(
@@ -99,7 +90,7 @@ VISUALPRM400K = Format(
 # --- VisualPRM400K-v1.1-Raw: steps with counts ---------------------------------------------------------------------
 
 
-def _read_visualprm_raw(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]]:
+def _read_visualprm_raw(row: Mapping[str, Any]) -> Reading:
     steps, marks = [], []
     for step in list_of(row, "steps_with_score"):
         if not isinstance(step, dict):
@@ -109,40 +100,30 @@ def _read_visualprm_raw(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]
         is_unmeasured = total == 0 and step.get("num_mc_total") is not None  # behind an early stop: not the same as 0
         marks.append(Mark(None if is_unmeasured else label_of(step.get("score")), right, total))
     response = row.get("response")
-    problem = Problem(
-        without_image_places(text_of(row, "question_orig", "question")),
-        answer_of(row, "answer"),
-        name_of(row, "id", "question_id"),
-        "",
-        images_of(row, "image", "images"),
-    )
-    return problem, [solution_of(steps, marks, response if isinstance(response, str) and response.strip() else None)]
+    text = response if isinstance(response, str) and response.strip() else None
+    return problem_of(row, text_of(row, "question_orig", "question")), [solution_of(steps, marks, text)]
 
 
-def _write_visualprm_raw(problem: Problem, solutions: Sequence[Solution]) -> Iterable[Row]:
-    for solution in solutions:
-        steps = []
-        for step, mark in zip(solution.steps, solution.marks, strict=True):
-            has_counts = mark.num_verdicts or mark.label is None
-            counts = (mark.num_right, mark.num_verdicts) if has_counts else (None, None)
-            steps.append({"step": step, "score": mark.label, "num_mc_correct": counts[0], "num_mc_total": counts[1]})
-        yield {
-            "id": problem.source_id,
-            "image": image_field(problem),
-            "question": with_image_places(problem.question, len(problem.images)),
-            "question_orig": problem.question,
-            "answer": problem.answer,
-            "response": solution.text if solution.text is not None else "\n\n".join(solution.steps),
-            "steps_with_score": steps,
-            "num_mc_sequences": max(mark.num_verdicts for mark in solution.marks),
-        }
+def _write_visualprm_raw(problem: Problem, solution: Solution) -> Row:
+    steps = []
+    for step, mark in zip(solution.steps, solution.marks, strict=True):
+        has_counts = mark.num_verdicts or mark.label is None
+        counts = (mark.num_right, mark.num_verdicts) if has_counts else (None, None)
+        steps.append({"step": step, "score": mark.label, "num_mc_correct": counts[0], "num_mc_total": counts[1]})
+    return {
+        "id": problem.source_id,
+        "image": image_field(problem),
+        "question": with_image_places(problem.question, len(problem.images)),
+        "question_orig": problem.question,
+        "answer": problem.answer,
+        "response": solution.text if solution.text is not None else "\n\n".join(solution.steps),
+        "steps_with_score": steps,
+        "num_mc_sequences": max(mark.num_verdicts for mark in solution.marks),
+    }
 
 
 VISUALPRM_RAW = Format(
-    "visualprm_raw",
-    "VisualPRM400K-v1.1-Raw: steps_with_score, with the counts",
-    _read_visualprm_raw,
-    _write_visualprm_raw,
+    "visualprm_raw", "VisualPRM400K-v1.1-Raw: steps_with_score, with the counts", _read_visualprm_raw, _write_visualprm_raw
 )
 
 
@@ -151,7 +132,7 @@ VISUALPRM_RAW = Format(
 _MARKER = "<prm>"
 
 
-def _read_mmprm_rows(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]]:
+def _read_mmprm_rows(row: Mapping[str, Any]) -> Reading:
     if "conversations" in row:
         turns = list_of(row, "conversations")
         if len(turns) != 2 or not all(isinstance(turn, dict) for turn in turns):
@@ -169,25 +150,14 @@ def _read_mmprm_rows(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]]:
     if len(marks) != len(steps) - 1:
         raise BadRow("bad_label", f"{len(marks)} labels for {len(steps) - 1} markers")
     tail = [steps[-1]] if steps[-1].strip() else []
-    problem = Problem(
-        without_image_places(question),
-        answer_of(row, "answer"),
-        name_of(row, "id"),
-        "",
-        images_of(row, "image", "image_path", "images"),
-    )
-    return problem, [solution_of([*steps[:-1], *tail], [*marks, *(Mark() for _ in tail)])]
+    solution = solution_of([*steps[:-1], *tail], [*marks, *(Mark() for _ in tail)])
+    return problem_of(row, question), [solution]
 
 
-def _write_mmprm_rows(problem: Problem, solutions: Sequence[Solution]) -> Iterable[Row]:
-    for solution in solutions:
-        process = "\n\n".join(step + _MARKER for step in solution.steps)
-        turns = [
-            {"from": "human", "value": f"Question: {problem.question}\nProcess: {process}"},
-            {"from": "gpt", "value": [mark.label for mark in solution.marks]},
-        ]
-        row = {"id": problem.source_id, "image": image_field(problem), "conversations": turns}
-        yield row | ({"answer": problem.answer} if problem.answer else {})
+def _write_mmprm_rows(problem: Problem, solution: Solution) -> Row:
+    process = "\n\n".join(step + _MARKER for step in solution.steps)
+    asked = {"from": "human", "value": f"Question: {problem.question}\nProcess: {process}"}
+    return _conversation(problem, [asked, {"from": "gpt", "value": [mark.label for mark in solution.marks]}])
 
 
 MMPRM_ROWS = Format(
@@ -206,7 +176,7 @@ _STEP = re.compile(r"\A\s*Step \d+:[ \t]*")
 _FIRST_STEP = re.compile(r"(?:\A|\s+)(?=Step 1:)")
 
 
-def _read_math_shepherd(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]]:
+def _read_math_shepherd(row: Mapping[str, Any]) -> Reading:
     text, labelled = text_of(row, "input"), text_of(row, "label")
     if _KI in labelled:  # as on the data set's page: "ки ?" against "ки +"
         text, labelled = re.sub(rf"{_KI}[ \t]*\?", _KI, text), re.sub(rf"{_KI}[ \t]*(?=[+-])", "", labelled)
@@ -237,19 +207,15 @@ def _read_math_shepherd(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]
     tail = [parts[-1]] if parts[-1].strip() else []
     steps = [_STEP.sub("", part) for part in (*parts[:-1], *tail)]
     marks = [*(Mark(_SIGNS[sign]) for sign in signs), *(Mark() for _ in tail)]
-    source = row.get("task") if isinstance(row.get("task"), str) else ""
-    return Problem(question, answer_of(row, "answer"), name_of(row, "id"), str(source)), [solution_of(steps, marks)]
+    return problem_of(row, question, source="task"), [solution_of(steps, marks)]
 
 
-def _write_math_shepherd(problem: Problem, solutions: Sequence[Solution]) -> Iterable[Row]:
-    for solution in solutions:
-        both = []
-        for signs in ([_KI] * len(solution.marks), [_sign(mark) for mark in solution.marks]):
-            pairs = enumerate(zip(solution.steps, signs, strict=True), start=1)
-            lines = [f"Step {i}: {step} {sign}" for i, (step, sign) in pairs]
-            both.append(f"{problem.question} " + "\n".join(lines))
-        row = {"input": both[0], "label": both[1], "task": problem.source}
-        yield row | ({"answer": problem.answer} if problem.answer else {})
+def _write_math_shepherd(problem: Problem, solution: Solution) -> Row:
+    both = []
+    for signs in ([_KI] * len(solution.marks), [_sign(mark) for mark in solution.marks]):
+        pairs = enumerate(zip(solution.steps, signs, strict=True), start=1)
+        both.append(f"{problem.question} " + "\n".join(f"Step {i}: {step} {sign}" for i, (step, sign) in pairs))
+    return {"input": both[0], "label": both[1], "task": problem.source} | answer_field(problem)
 
 
 MATH_SHEPHERD = Format(
@@ -266,21 +232,16 @@ MATH_SHEPHERD = Format(
 # --- stepwise: prompt, completions, labels -------------------------------------------------------------------------
 
 
-def _read_stepwise(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]]:
+def _read_stepwise(row: Mapping[str, Any]) -> Reading:
     steps, labels = list_of(row, "completions"), list_of(row, "labels")
-    marks = [Mark(label_of(label)) for label in labels]
-    problem = Problem(
-        without_image_places(text_of(row, "prompt")), answer_of(row, "answer"), name_of(row, "id"), "", images_of(row)
-    )
-    return problem, [solution_of(steps, marks)]
+    solution = solution_of(steps, [Mark(label_of(label)) for label in labels])
+    return problem_of(row, text_of(row, "prompt")), [solution]
 
 
-def _write_stepwise(problem: Problem, solutions: Sequence[Solution]) -> Iterable[Row]:
-    for solution in solutions:
-        row: Row = {"prompt": problem.question, "completions": list(solution.steps)}
-        row["labels"] = [mark.label for mark in solution.marks]
-        row |= {"images": list(problem.images)} if problem.images else {}
-        yield row | ({"answer": problem.answer} if problem.answer else {})
+def _write_stepwise(problem: Problem, solution: Solution) -> Row:
+    labels = [mark.label for mark in solution.marks]
+    row: Row = {"prompt": problem.question, "completions": list(solution.steps), "labels": labels}
+    return row | ({"images": list(problem.images)} if problem.images else {}) | answer_field(problem)
 
 
 STEPWISE = Format("stepwise", "prompt, completions, labels (formerly of TRL); floats stay", _read_stepwise, _write_stepwise)

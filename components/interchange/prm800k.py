@@ -6,34 +6,23 @@ completion. Knows no file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.interchange.foreign import (
-    BadRow,
-    Format,
-    Mark,
-    Problem,
-    Solution,
-    answer_of,
-    is_positive,
-    list_of,
-    solution_of,
-    text_of,
-)
+from components.interchange.fields import list_of, problem_of, solution_of, text_of
+from components.interchange.foreign import BadRow, Format, Mark, Problem, Reading, Row, Solution, is_positive
 
-Row = dict[str, Any]
 _RATINGS = {1: 1.0, -1: 0.0, 0: None, None: None}
 """A neutral step makes no progress and no error: it has no label."""
 
 
-def _read(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]]:
+def _read(row: Mapping[str, Any]) -> Reading:
     question, label = row.get("question"), row.get("label")
     if not isinstance(question, dict) or not isinstance(label, dict):
         raise BadRow("bad_row", "no question or no label")
     if label.get("finish_reason") == "bad_problem":
         raise BadRow("bad_problem", "the labeler reported the problem as broken")
-    problem = Problem(text_of(question, "problem"), answer_of(question, "ground_truth_answer"))
+    problem = problem_of(question, text_of(question, "problem"))
     written = question.get("pre_generated_steps")
     whole = [text for text in written if isinstance(text, str)] if isinstance(written, list) else []
     path: list[str] = []
@@ -92,34 +81,30 @@ def _taken(step: Mapping[str, Any], rated: Sequence[tuple[str, Mark]], whole: Se
     return before[0] if before else None
 
 
-def _write(problem: Problem, solutions: Sequence[Solution]) -> Iterable[Row]:
-    for solution in solutions:
-        known = max((i + 1 for i, mark in enumerate(solution.marks) if mark.label is not None), default=0)
-        ratings = [None if m.label is None else 1 if is_positive(m.label) else -1 for m in solution.marks[:known]]
-        steps = [
-            {
-                "completions": [{"text": text, "rating": rating, "flagged": None}],
-                "human_completion": None,
-                "chosen_completion": 0,
-            }
-            for text, rating in zip(solution.steps, ratings, strict=False)
-        ]
-        asked: Row = {"problem": problem.question, "ground_truth_answer": problem.answer}
-        if known < len(solution.steps):
-            asked["pre_generated_steps"] = list(solution.steps)
-        yield {
-            "labeler": None,
-            "timestamp": None,
-            "generation": None,
-            "is_quality_control_question": False,
-            "is_initial_screening_question": False,
-            "question": asked,
-            "label": {
-                "steps": steps,
-                "total_time": None,
-                "finish_reason": "found_error" if ratings and ratings[-1] == -1 else "solution",
-            },
+def _write(problem: Problem, solution: Solution) -> Row:
+    known = max((i + 1 for i, mark in enumerate(solution.marks) if mark.label is not None), default=0)
+    ratings = [None if m.label is None else 1 if is_positive(m.label) else -1 for m in solution.marks[:known]]
+    steps = [
+        {
+            "completions": [{"text": text, "rating": rating, "flagged": None}],
+            "human_completion": None,
+            "chosen_completion": 0,
         }
+        for text, rating in zip(solution.steps, ratings, strict=False)
+    ]
+    asked: Row = {"problem": problem.question, "ground_truth_answer": problem.answer}
+    if known < len(solution.steps):
+        asked["pre_generated_steps"] = list(solution.steps)
+    return {
+        **dict.fromkeys(("labeler", "timestamp", "generation")),
+        **dict.fromkeys(("is_quality_control_question", "is_initial_screening_question"), False),
+        "question": asked,
+        "label": {
+            "steps": steps,
+            "total_time": None,
+            "finish_reason": "found_error" if ratings and ratings[-1] == -1 else "solution",
+        },
+    }
 
 
 PRM800K = Format("prm800k", "PRM800K: ratings -1, 0, 1 of completions", _read, _write, has_signs=True, has_images=False)

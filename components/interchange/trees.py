@@ -5,39 +5,18 @@ Owns how paths of a tree are solutions and how solutions grow into a tree; knows
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from components.interchange.foreign import (
-    MAX_STEPS,
-    BadRow,
-    Format,
-    Mark,
-    Problem,
-    Solution,
-    answer_of,
-    image_field,
-    images_of,
-    label_of,
-    name_of,
-    solution_of,
-    text_of,
-    without_image_places,
-)
+from components.interchange.fields import MAX_STEPS, image_field, label_of, problem_of, solution_of, text_of
+from components.interchange.foreign import BadRow, Format, Mark, Problem, Reading, Row, Solution
 
-Row = dict[str, Any]
 _MAX_PATHS = 100_000
 
 
-def _read(row: Mapping[str, Any]) -> tuple[Problem, list[Solution]]:
+def _read(row: Mapping[str, Any]) -> Reading:
     """Every path from the root to a leaf is a solution, every node a step of it."""
-    problem = Problem(
-        without_image_places(text_of(row, "question")),
-        answer_of(row, "answer", "correct_answer"),
-        name_of(row, "id"),
-        "",
-        images_of(row, "image_path", "image", "images"),
-    )
+    problem = problem_of(row, text_of(row, "question"))
     solutions: list[Solution] = []
     waiting: list[tuple[Any, tuple[str, ...], tuple[Mark, ...]]]
     waiting = [(child, (), ()) for child in reversed(_children(row))]  # a stack: trees may be deep
@@ -88,18 +67,14 @@ def _mark(node: Mapping[str, Any]) -> Mark:
     return Mark(value, right, right + wrong)
 
 
-def _write(problem: Problem, solutions: Sequence[Solution]) -> Iterable[Row]:
+def _write(problem: Problem, *solutions: Solution) -> Row:
     """One tree: equal beginnings of solutions are one node. The rollouts' texts are not in the labels: lists are empty."""
     verdicts = [s.more["verdict"] == "right" for s in solutions if s.more.get("verdict") in ("right", "wrong")]
     root: Row = {
         "question": problem.question,
         "answer": problem.answer,
         "image_path": image_field(problem),
-        "mc_value": sum(verdicts) / len(verdicts) if verdicts else None,
-        "visit_count": 0,
-        "correct_rollouts": [],
-        "incorrect_rollouts": [],
-        "children": [],
+        **_node(sum(verdicts) / len(verdicts) if verdicts else None),
         "id": problem.source_id,
     }
     for solution in solutions:
@@ -108,27 +83,20 @@ def _write(problem: Problem, solutions: Sequence[Solution]) -> Iterable[Row]:
             pieces = step.split("\n\n")
             same = [child for child in node["children"] if child["partial_solution"] == pieces]
             if not same:
-                same = [_node(pieces, mark)]
+                same = [{"partial_solution": pieces, **_node(mark.label), **_counts(mark)}]
                 node["children"].append(same[0])
             node = same[0]
-    yield root
+    return root
 
 
-def _node(pieces: list[str], mark: Mark) -> Row:
-    node: Row = {
-        "partial_solution": pieces,
-        "mc_value": mark.label,
-        "visit_count": 0,
-        "correct_rollouts": [],
-        "incorrect_rollouts": [],
-        "children": [],
-    }
-    if mark.num_verdicts:
-        node |= {
-            "num_correct_rollouts": mark.num_right,
-            "num_incorrect_rollouts": mark.num_verdicts - mark.num_right,
-        }
-    return node
+def _node(value: float | None) -> Row:
+    return {"mc_value": value, "visit_count": 0, "correct_rollouts": [], "incorrect_rollouts": [], "children": []}
 
 
-MMPRM_TREE = Format("mmprm_tree", "MM-PRM: one search tree a problem", _read, _write, has_gaps=False)
+def _counts(mark: Mark) -> Row:
+    if not mark.num_verdicts:
+        return {}
+    return {"num_correct_rollouts": mark.num_right, "num_incorrect_rollouts": mark.num_verdicts - mark.num_right}
+
+
+MMPRM_TREE = Format("mmprm_tree", "MM-PRM: one search tree a problem", _read, _write, has_gaps=False, has_trees=True)

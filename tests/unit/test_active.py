@@ -251,6 +251,47 @@ def test_wrong_folders_and_numbers_are_two_lines(place, capsys, monkeypatch, tmp
     assert (code, "which is not among the seeds" in said.err) == (3, True)
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--budget-tokens", "-5"), "choose: budget -5"),
+        (("--budget-tokens", "9", "--max-sd", "nan"), "an sd of nan"),
+        (("--budget-tokens", "9", "--max-sd", "-1"), "an sd of -1.0"),
+        (("--budget-tokens", "9", "--num-continuations", "-3"), "-3 continuations"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_before_anything_is_read(more, said, place, capsys, monkeypatch, tmp_path):
+    code, printed = chosen(place, capsys, monkeypatch, *more, "--seeds", str(tmp_path / "none"))
+    assert (code, said in printed.err, len(printed.err.splitlines())) == (2, True, 2)
+
+
+def test_a_budget_that_pays_for_nothing_is_said_with_what_the_cheapest_costs(place, capsys, monkeypatch):
+    code, said = chosen(place, capsys, monkeypatch, "--budget-tokens", "1")
+    # of two steps, 3 + 5 = 8 | answer: 8: both of 9 characters, 20 tokens
+    assert (code, "the cheapest needs 160" in said.err) == (2, True)
+
+
+def test_a_huge_budget_buys_all_that_the_other_limits_leave(place, capsys, monkeypatch):
+    code, _ = chosen(place, capsys, monkeypatch, "--budget-tokens", str(10**30), "--max-per-problem", "9")
+    assert (code, len(read_table(place / "out/chosen.parquet", CHOSEN))) == (0, 8)
+
+
+def test_labels_of_another_run_tokens_unknown_and_pictures_without_bytes_are_said(place, capsys, monkeypatch, tmp_path):
+    def refused(name, file, schema, change):
+        rows = [row | change for row in read_table(place / name / file, schema)]
+        write_table(tmp_path / name / file, rows, schema)
+        code, said = chosen(place, capsys, monkeypatch, "--budget-tokens", "900", f"--{name}", str(tmp_path / name))
+        assert (code, len(said.err.splitlines())) == (3, 2)
+        return said.err
+
+    assert "labels of solution other, which the rollouts lack" in refused(
+        "labels", "labels.parquet", LABEL, {"solution_id": "other"}
+    )
+    assert "has no num_tokens" in refused("rollouts", "solutions.parquet", SOLUTION, {"num_tokens": None})
+    gone = {"images": [{"bytes": None, "path": "gone.png"}]}
+    assert "a picture of problem p0 has no bytes" in refused("seeds", "seeds.parquet", PROBLEM, gone)
+
+
 def test_a_summary_reads_as_a_table():
     nothing = {"solutions": 0, "expected_tokens": 0}
     summary = {"chosen": {CONVINCING: {"solutions": 3, "expected_tokens": 1234}, UNCERTAIN: nothing}, "problems": 2}

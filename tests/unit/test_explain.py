@@ -27,6 +27,7 @@ from components.records import (
     digest,
     prefix_id,
     problem_id,
+    read_table,
     write_json,
     write_table,
 )
@@ -239,6 +240,40 @@ def test_imported_labels_have_nothing_to_count_again(tmp_path):
     assert not found.has_continuations
     assert "made elsewhere" in verdict_line(found)
     enforce(found)
+
+
+def test_continuations_that_the_run_had_are_missed(tmp_path):
+    label, *_ = built(tmp_path, RUN)
+    write_json(tmp_path / "rollouts" / "summary.json", {"continuations": 9})
+    (tmp_path / "rollouts" / "continuations.parquet").unlink()
+    with pytest.raises(DataError, match=r"continuations\.parquet: no such file"):
+        explained(tmp_path, label["label_id"])
+
+
+@pytest.mark.parametrize(
+    ("file", "schema", "gone"),
+    [
+        ("seeds/seeds", PROBLEM, "question"),
+        ("rollouts/solutions", SOLUTION, "steps"),
+        ("rollouts/continuations", CONTINUATION, "text"),
+    ],
+)
+def test_a_null_where_a_text_belongs_is_said_in_one_line(tmp_path, file, schema, gone):
+    label, *_ = built(tmp_path, RUN)
+    path = tmp_path / f"{file}.parquet"
+    write_table(path, [row | {gone: None} for row in read_table(path, schema)], schema)
+    with pytest.raises(DataError, match=f"{gone} is null in a row of problem"):
+        explained(tmp_path, label["label_id"])
+
+
+def test_a_picture_that_the_seeds_only_name_is_said(tmp_path):
+    label, *_ = built(tmp_path, RUN)
+    path = tmp_path / "seeds" / "seeds.parquet"
+    gone = {"images": [{"bytes": None, "path": "gone.png"}]}
+    write_table(path, [row | gone for row in read_table(path, PROBLEM)], PROBLEM)
+    found = explained(tmp_path, label["label_id"])
+    assert "picture   gone.png: no bytes in the seeds" in lines(found, home=tmp_path)
+    assert "gone.png: no bytes in the seeds" in page(found)
 
 
 def test_settings_come_from_the_receipt_of_the_very_folder(tmp_path):

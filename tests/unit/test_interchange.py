@@ -17,17 +17,8 @@ from components.errors import DataError, SettingsError
 from components.interchange import FORMATS, files
 from components.interchange import importing as importing_module
 from components.interchange.exporting import export_labels, labelled_problems
-from components.interchange.foreign import (
-    BadRow,
-    Mark,
-    Problem,
-    Solution,
-    grouped,
-    label_of,
-    rounded,
-    with_image_places,
-    without_image_places,
-)
+from components.interchange.fields import label_of, with_image_places, without_image_places
+from components.interchange.foreign import BadRow, Mark, Problem, Solution, grouped, rounded
 from components.interchange.importing import import_labels
 from components.label import run as run_label
 from components.records import (
@@ -360,7 +351,7 @@ def test_what_is_written_reads_back_as_text_steps_and_labels(name, solution, que
         assert name in ("math_shepherd", "mmprm_tree")
         return
     assert [mark.label for mark in again.marks] == [mark.label for mark in shown.marks]
-    assert read.answer == ("3" if form.has_answer else "")
+    assert read.answer == "3"
     if name in ("visualprm_raw", "mmprm_tree", "parquet"):
         counts = [(m.num_right, m.num_verdicts) for m in again.marks]
         assert counts == [(m.num_right, m.num_verdicts) for m in shown.marks]
@@ -523,7 +514,7 @@ def spoiled(value):
     """Copies of a row in which one value, at any depth, is something else or is missing."""
     inside = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
     for key, old in inside:
-        for new in (None, True, 7, 0.5, "", "x", [], [[]], [None], {}, {"x": []}, 10**40, float("nan")):
+        for new in (None, True, 7, 0.5, "", "x", [], [[]], [None], {}, {"x": []}, 10**400, float("nan")):
             yield {**value, key: new} if isinstance(value, dict) else [*value[:key], new, *value[key + 1 :]]
         for new in spoiled(old):
             yield {**value, key: new} if isinstance(value, dict) else [*value[:key], new, *value[key + 1 :]]
@@ -553,6 +544,25 @@ def test_too_many_bad_rows_are_an_error_and_nothing_is_written(tmp_path):
     with pytest.raises(SettingsError) as error:
         import_labels([path], fmt="step_wise", out=tmp_path / "out")
     assert "did you mean 'stepwise'?" in error.value.hint
+
+
+def test_a_file_of_another_format_is_recognised(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", STEPWISE)
+    with pytest.raises(DataError) as error:
+        import_labels([path], fmt="prm800k", out=tmp_path / "out")
+    assert error.value.hint == "it reads as stepwise: --as stepwise"
+
+
+def test_a_solution_of_tagged_units_keeps_the_names_of_its_prefixes_in_every_format(tmp_path):
+    units = ("<step>red: 2</step>", "<step>blue:\n\n1</step>", "<answer>3</answer>")
+    row = {"prompt": "How many?", "completions": ["\n".join(units[:2]), units[2]], "labels": [1.0, 0.0], "answer": "3"}
+    folder = imported(tmp_path, "stepwise", row, task="scene")
+    (seed,) = tables(folder)["seeds"]
+    names = [prefix_id(seed["problem_id"], units[:i]) for i in (2, 3)]
+    for name in FORMATS:
+        export_labels(seeds=folder, rollouts=folder, labels=folder, fmt=name, out=tmp_path / name)
+        import_labels([tmp_path / name], fmt=name, out=tmp_path / "again", task="scene")
+        assert [label["prefix_id"] for label in tables(tmp_path / "again")["labels"]] == names
 
 
 def test_equal_rows_are_kept_once_and_a_prefix_keeps_its_best_measurement(tmp_path):

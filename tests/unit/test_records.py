@@ -4,14 +4,17 @@ import hashlib
 import math
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from components import records
 from components.errors import DataError
 from components.records import (
     LABEL,
     PROBLEM,
+    TableWriter,
     bytes_digest,
     digest,
     file_sha256,
@@ -25,6 +28,7 @@ from components.records import (
     write_json,
     write_table,
 )
+from components.tasks import MATHS
 
 SCHEMA = pa.schema([("name", pa.string()), ("count", pa.int32()), ("steps", pa.list_(pa.string()))])
 ROWS = [{"name": f"n{i}", "count": i, "steps": ["a"] * (i % 3)} for i in range(20)]
@@ -66,12 +70,28 @@ def test_seeds_are_63_bit_numbers_decided_by_seed_and_parts():
 
 
 @given(st.lists(st.text("ab \n", min_size=1, max_size=4), min_size=1, max_size=6), st.data())
-def test_a_prefix_has_one_name_however_its_paragraphs_are_grouped(paragraphs, data):
+def test_a_prefix_has_one_name_however_its_units_are_grouped_into_steps(paragraphs, data):
     cuts = sorted(data.draw(st.sets(st.integers(1, len(paragraphs)), max_size=4)) | {len(paragraphs)})
     groups = ["\n\n".join(paragraphs[a:b]) for a, b in zip([0, *cuts], cuts, strict=False)]
-    assert prefix_id("p", groups) == prefix_id("p", paragraphs)
-    assert prefix_id("q", groups) != prefix_id("p", groups)
-    assert prefix_id("p", [*groups, "more"]) != prefix_id("p", groups)
+    units = MATHS.units(paragraphs)
+    assert prefix_id("p", MATHS.units(groups)) == prefix_id("p", units)
+    assert prefix_id("q", units) != prefix_id("p", units)
+    assert prefix_id("p", [*units, "more"]) != prefix_id("p", units)
+
+
+UNITS = st.lists(st.text("a\n", max_size=5), max_size=4)
+
+
+@given(UNITS, UNITS)
+def test_other_units_are_another_prefix_even_where_a_unit_holds_blank_lines(one, other):
+    assert (prefix_id("p", one) == prefix_id("p", other)) == (one == other)
+
+
+def test_units_that_join_to_one_text_are_told_apart():
+    alike = (["a", "b"], ["a\n\nb"]), ([], [""]), (["a\n", "b"], ["a", "\nb"])
+    assert all(prefix_id("p", one) != prefix_id("p", other) for one, other in alike)
+    # paragraphs keep the name of their text: what was sampled behind it, by a seed made of it, stays what it was
+    assert prefix_id("p", ["a", "b"]) == digest("prefix", "p", "a\n\nb") == "68d5d5ba2f1e60e9b45499b0b4e18cf2"
 
 
 def test_equal_rows_give_equal_bytes_and_come_back(tmp_path):
@@ -80,6 +100,22 @@ def test_equal_rows_give_equal_bytes_and_come_back(tmp_path):
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert read_table(tmp_path / "a.parquet", SCHEMA) == ROWS
     assert read_table(tmp_path / "a.parquet", SCHEMA, ["count"]) == [{"count": row["count"]} for row in ROWS]
+
+
+def test_a_group_ends_with_so_many_rows_or_pictures_however_the_rows_came(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(records, "PICTURE_BYTES_PER_GROUP", 100)
+    sizes = [0, 0, 60, 40, 10, 0, 0, 0, 0, 250, 99, 1, 5]
+    rows = [{"problem_id": str(i), "images": [{"bytes": b"x" * n}] if n else []} for i, n in enumerate(sizes)]
+    for name, step in (("one", 1), ("three", 3), ("all", len(rows))):
+        with TableWriter(tmp_path / name, PROBLEM) as writer:
+            for i in range(0, len(rows), step):
+                writer.write(rows[i : i + step])
+    groups = pq.ParquetFile(tmp_path / "one").metadata
+    # 100 bytes behind row 3; 4 rows; 260 behind row 9, two of a group; 100 behind row 11; the rest
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [4, 4, 2, 2, 1]
+    assert [row["problem_id"] for row in read_table(tmp_path / "one", PROBLEM)] == [row["problem_id"] for row in rows]
+    assert len({(tmp_path / name).read_bytes() for name in ("one", "three", "all")}) == 1
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,23 @@ def test_a_solution_that_loses_all_its_labels_moves_no_other_one(run_of, tmp_pat
     assert all(row["old_label"] is not None and row["new_label"] is None for row in moved)
 
 
+def test_labels_that_moved_a_little_are_counted_and_said_not_listed(run_of, tmp_path, capsys):
+    params = run_of(ENDS, verdict_of=lambda text: "wrong" if "4" in text else "right", label=NO_MINIMUM)
+    rows = read_table(tmp_path / "labels.parquet", LABEL)
+    moved = [0.0, 0.003, 0.004, 0.006, -0.1, 0.0]
+    exact = [row["label"] for row in rows]
+    for row, by in zip(rows, moved, strict=True):
+        row["label"] = by if row["label"] == 0 else row["label"] - by
+    write_table(tmp_path / "labels.parquet", rows, LABEL)
+    out = regraded(params, tmp_path)
+    summary = read_json(out / "summary.json")
+    bound = regrade.LISTED_ABOVE
+    by = [abs(row["label"] - label) for row, label in zip(rows, exact, strict=True)]
+    assert (summary["listed_above"], summary["unlisted_labels"]) == (bound, sum(0 < d <= bound for d in by)) == (0.005, 2)
+    assert summary["changed_labels"] == len(read_table(out / "label_changes.parquet", regrade.LABEL_CHANGE)) == 2
+    assert "2 labels moved by at most 0.005 are not listed" in capsys.readouterr().err
+
+
 def test_labels_of_another_run_are_refused(run_of, tmp_path):
     params = run_of(ENDS, verdict_of=lambda _: "wrong", label=NO_MINIMUM)
     rows = read_table(tmp_path / "labels.parquet", LABEL)

@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.errors import SettingsError
-from components.tasks import ENTRY_POINTS, MATHS, SCENE, TASKS, Task, blank_lines, load_task, numbered, pattern, tagged
+from components.tasks import (
+    ENTRY_POINTS,
+    MATHS,
+    SCENE,
+    TASKS,
+    Task,
+    blank_lines,
+    load_task,
+    numbered,
+    pattern,
+    tagged,
+    task_names,
+)
 
 SPLITTERS = {
     "blank_lines": blank_lines(),
@@ -182,6 +194,8 @@ def installed(tmp_path, monkeypatch):
 def test_an_installed_package_brings_a_task(installed):
     assert {entry.name for entry in installed} >= {"geography", "made"}
     assert load_task("geography") == load_task("made") == OURS
+    assert task_names()[:2] == ["maths", "scene"]
+    assert {"geography", "made"} < set(task_names())
     with pytest.raises(SettingsError, match=r"no components\.tasks\.Task"):
         load_task("nothing")
     with pytest.raises(SettingsError, match="cannot be loaded"):
