@@ -64,7 +64,7 @@ def same_choice(gold: str, answer: str, options: tuple[str, ...], how: Closeness
 
 def _check_text_behind(answer: str, letter: str, option: str) -> None:
     """Refuse `(D) 140` where option D is 20: the letter says one thing, the value another."""
-    behind = re.sub(rf"^.*?\b{letter}\b[\s)}}\]:.,*$]*", "", answer, count=1, flags=re.DOTALL)
+    behind = re.sub(rf"^.*?\b{letter}\b(?:[\s)}}\]:.,*$]|[-–—]\s)*", "", answer, count=1, flags=re.DOTALL)
     said, offered = read_quantity(clean(behind)), read_quantity(clean(option))
     if said is not None and offered is not None and same_quantity(offered, said) is False:
         raise Unreadable(f"{answer!r}, but option {letter} is {option!r}")
@@ -127,7 +127,8 @@ def _letter_set(text: str) -> frozenset[str] | None:
     text = unwrapped(clean(text))
     text = re.sub(r"^(?i:options?|choices?|answers?|letters?)\b[\s:]*", "", text)
     if re.match(r"\([A-J]\)\s*[^\s(,;&]", text) and not re.match(r"\([A-J]\)\s*and\b", text):  # (B) A, D, F
-        return frozenset({text[1]})
+        is_one = not set(re.findall(r"\(([A-J])\)", text)) - {text[1]}  # not (A) 2006 (B) 2007, the options themselves
+        return frozenset({text[1]}) if is_one else None
     text = text.upper() if re.fullmatch(r"[a-j](?:[\s,]+[a-j])*", text) else text
     if ONE_LETTER.fullmatch(text) or SEVERAL_LETTERS.fullmatch(text) or RUN_OF_LETTERS.fullmatch(text):
         letters = re.findall(r"(?<![A-Za-z])[A-J](?![a-z])|(?<=[A-J])[A-J]", re.sub(r"\\text|and", " ", text))

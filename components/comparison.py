@@ -56,6 +56,8 @@ def clean(text: str) -> str:
         if text.lstrip("$ ").startswith(sign):
             text = text.replace(sign, "", 1) + rf" \text{{{unit}}}"
     text = re.sub(r"(?<=[^\s$])\s*\$\s*([A-Za-z][A-Za-z ]*)[.\s]*$", r"$ \\text{\1}", text)
+    if match := _CHINESE_UNIT.search(text):
+        text = f"{text[: match.start()]} \\text{{{_CHINESE_UNITS[match[2]]}{_POWERS[match[1] or '']}}}"
     if "$" not in text and "\\" not in text:  # in plain words, `5 m` is no product
         text = re.sub(r"(?<=\d)\s+([gLmst](?:\^[23]|[²³])?)[.\s]*$", r"\\text{\1}", text)
     if "\\begin" not in text:
@@ -72,6 +74,12 @@ def clean(text: str) -> str:
     return _LEAD.sub("", text)
 
 
+_CHINESE_UNITS = {
+    "毫米": "mm", "厘米": "cm", "分米": "dm", "千米": "km", "公里": "km", "米": "m",
+    "千克": "kg", "公斤": "kg", "克": "g", "元": "yuan", "小时": "h", "分钟": "min", "秒": "s",
+}  # fmt: skip
+_POWERS = {"": "", "平方": "^2", "立方": "^3"}
+_CHINESE_UNIT = re.compile(rf"(?<=[\d}})$])\s*(平方|立方)?({'|'.join(_CHINESE_UNITS)})\$?[.。\s]*$")
 _LEAD = re.compile(r"^(?i:(?:is|are|approximately|about|roughly|exactly|equal to|equals|around)\s+|[=≈:]\s*)+")
 
 
@@ -114,7 +122,9 @@ def _plain_unit(unit: str) -> str:
 
 
 def same_number(gold: str, answer: str, how: Closeness = EXACTLY) -> bool | None:
-    """Whether an answer is the gold number, with or without its unit."""
+    """Whether an answer is the gold number, with or without its unit; of a value beside its rounding, either may be."""
+    if (stated := _value_and_rounding(answer)) is not None:
+        return _same_as_either(gold, stated, lambda text: same_number(gold, text, how))
     wanted = read_quantity(gold)
     if wanted is None:
         wanted = read_quantity(_right_side(gold))
@@ -122,7 +132,7 @@ def same_number(gold: str, answer: str, how: Closeness = EXACTLY) -> bool | None
             raise NoSuchAnswer
     if (listed := _is_other_list(gold, answer, how)) is not None:
         return listed
-    value = _right_side(answer)
+    value = _in_base_ten(_right_side(answer))
     found = read_quantity(value)
     if found is not None:
         return _same_quantities(wanted, found, how)
@@ -141,6 +151,14 @@ def same_number(gold: str, answer: str, how: Closeness = EXACTLY) -> bool | None
     if unit and wanted.unit and known_unit(unit) != known_unit(wanted.unit):
         raise UnitOpen(f"{unit} beside {wanted.unit}")
     return _same_trees(("num", wanted.value), tree, how)
+
+
+def _in_base_ten(text: str) -> str:
+    r"""`52_{10}` -> `52`."""
+    structure = read_structure(text) if text[:1].isdigit() or text[:1] == "(" else None
+    return (
+        str(structure.parts[0]) if structure is not None and structure.kind == "base" and structure.parts[1] == 10 else text
+    )
 
 
 def _based_or_time(text: str) -> bool:
@@ -181,7 +199,12 @@ def _is_other_list(gold: str, answer: str, how: Closeness) -> bool | None:
 
 
 def same_expression(gold: str, answer: str, how: Closeness = EXACTLY) -> bool | None:
-    """Whether an answer is the gold formula, or states it as a right side."""
+    """Whether an answer is the gold formula, or states it as a right side; of a value beside its rounding, either may be."""
+    if (given := _value_and_rounding(gold)) is not None:
+        results = (same_expression(given.value, answer, how), same_expression(given.decimal, answer, how))
+        return True if True in results else None if None in results else False
+    if (stated := _value_and_rounding(answer)) is not None:
+        return _same_as_either(gold, stated, lambda text: same_expression(gold, text, how))
     if (listed := _is_other_list(gold, answer, how)) is not None:
         return listed
     return _same_value(_right_side(gold), _right_side(answer), how)
@@ -211,8 +234,125 @@ def same_as_equation(gold: str, answer: str, how: Closeness = EXACTLY) -> bool |
     if "=" not in answer:
         if left[0] != "name":
             raise Unreadable(answer)
-        return _same_value(split(gold, "=")[1].strip(), answer, how)
+        value = split(gold, "=")[1].strip()
+        return same_expression(value, answer, how) if _ABOUT.search(answer) else _same_value(value, answer, how)
+    if left[0] == "name" and _ABOUT.search(answer) and _halves(gold)[0] == _halves(answer)[0]:
+        return same_expression(split(gold, "=")[1].strip(), answer, how)
     return same_equation((left, right), _sides(answer))
+
+
+# --- a value and its rounding --------------------------------------------------------------------------------------
+
+_ABOUT = re.compile(
+    r"\s*\(?\s*(?:\\(?:approx(?:eq)?|simeq|doteq)(?![A-Za-z])|,?\s*(?:\\(?:text|mathrm)\s*\{\s*)?,?\s*"
+    r"(?:\b(?:or|which\s+is|that\s+is|i\.e\.,?)\s+)?\b(?:approximately|about|roughly)\b(?:\s+equal\s+to\b)?\s*\}?)\s*"
+)
+_DECIMAL = re.compile(
+    r"(?P<number>[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.(?P<places>\d+))?)(?<=\d)"
+    r"(?P<unit>\s*(?:\\?%|\\degree|\\(?:text|mathrm|mbox|unit|rm)\s*\{[^=]*|[A-Za-z]{2}[^=\\]*))?"
+)
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """A value and the decimal that it rounds to, as written."""
+
+    value: str
+    decimal: str
+    worth: Fraction
+    """The value's, to 30 digits, in the decimal's unit."""
+
+
+def _value_and_rounding(text: str) -> _Rounded | None:
+    r"""What `2\sqrt{3} \approx 3.46`, or `2\sqrt{3} = 3.46`, states; None if nothing is rounded there.
+
+    Raises:
+        Unreadable: the decimal is not that value rounded to as many places as it is given, or it is not clear what is which.
+    """
+    about = list(_ABOUT.finditer(text))
+    if len(about) == 1 and (value := text[: about[0].start()].strip()):
+        decimal = text[about[0].end() :].strip()
+        if about[0].group().lstrip().startswith("("):
+            if not decimal.endswith(")"):
+                raise Unreadable(text)
+            decimal = decimal[:-1].strip()
+        if (inner := _value_and_rounding(value)) is not None:  # 2\sqrt{3} = 3.464 \approx 3.46
+            value = inner.value
+        return _rounding(_right_side(value), decimal)
+    if len(about) > 1:
+        raise Unreadable(f"{text!r}: rounded twice")
+    sides = [side.strip() for side in split(text, "=")]
+    if (
+        about
+        or len(sides) < 2
+        or "." not in sides[-1]
+        or _DECIMAL.fullmatch(sides[-1]) is None
+        or _DECIMAL.fullmatch(sides[-2])
+    ):
+        return None
+    try:
+        found = _rounding(sides[-2], sides[-1])
+    except Unreadable:
+        return None  # 3 + 5 = 9.0 states 9
+    return None if found.worth == _worth(found.decimal)[0] else found
+
+
+def _rounding(value: str, decimal: str) -> _Rounded:
+    if _DECIMAL.fullmatch(decimal) is None:
+        value, decimal = decimal, value  # 3.46 \approx 2\sqrt{3}
+    written = _DECIMAL.fullmatch(decimal)
+    if written is None:
+        raise Unreadable(f"{value!r} beside {decimal!r}: which is the rounding?")
+    rounded, unit = _worth(decimal)
+    worth, own = _worth(value)
+    if unit and not own and unit != "%":
+        if unit == "degree" and re.search(r"\\pi|arc|\^\s*\{?\s*-\s*1", value):
+            worth = worth * 180 / _PI
+        else:
+            value += written["unit"] if written["unit"].lstrip().startswith("\\") else rf"\text{{{written['unit']}}}"
+    elif own not in ("", "%", unit):
+        raise UnitOpen(f"{value!r} beside {decimal!r}")
+    step = Fraction(1, 10 ** len(written["places"] or "")) / (100 if unit == "%" else 1)
+    if abs(worth - rounded) > step / 2:
+        raise Unreadable(f"{decimal!r} is not {value!r} rounded")
+    return _Rounded(value, decimal, worth)
+
+
+_PI = Fraction("3.14159265358979323846264338328")
+
+
+def _worth(text: str) -> tuple[Fraction, str]:
+    """(The value of a text to 30 digits, its unit): 5 % is worth 0.05."""
+    quantity = read_quantity(text)
+    if quantity is not None:
+        return (quantity.value / 100, "%") if quantity.is_percent else (quantity.value, quantity.unit)
+    text, unit = _without_unit(text)
+    worth = approximation(read(text))
+    if worth is None:
+        raise Unreadable(text)
+    return worth, unit
+
+
+_MIN_DIGITS = 3
+
+
+def _same_as_either(gold: str, stated: _Rounded, is_same: Callable[[str], bool | None]) -> bool | None:
+    """Whether the value, or its rounding, is the gold answer: a rounding only for a decimal that is as precise.
+
+    3.46 is right for 3.46 if the value rounds to it. What rounds to 3 need not be the integer 3, so that stays open.
+    """
+    first, second = is_same(stated.value), is_same(stated.decimal)
+    if first:
+        return True
+    written = _DECIMAL.fullmatch(_right_side(gold))
+    if written is None:
+        return None if second or first is None else False
+    worth, unit = _worth(_right_side(gold))
+    half = Fraction(1, 2 * 10 ** len(written["places"] or "")) / (100 if unit == "%" else 1)
+    is_its_rounding = abs(worth - stated.worth) <= half
+    if second and is_its_rounding and (written["places"] or len(re.sub(r"\D", "", written["number"])) >= _MIN_DIGITS):
+        return True
+    return None if second or is_its_rounding or first is None or second is None else False
 
 
 # --- several values ------------------------------------------------------------------------------------------------
@@ -338,6 +478,8 @@ def _same_ratios(wanted: Structure, found: Structure | None, answer: str, how: C
     golds = [approximation(read(part)) for part in wanted.parts]
     if any(not gold for gold in golds):
         raise NoSuchAnswer
+    if wanted.is_bare and (found is None or (found.is_bare and found.parts != wanted.parts)):
+        raise Unreadable(answer)  # 20 to 40 is another range than 10 to 20
     if found is None and len(golds) == 2:
         return same(("div", read(wanted.parts[0]), read(wanted.parts[1])), read(_right_side(answer)))
     if found is None or found.kind not in ("ratio", "time"):
@@ -416,6 +558,8 @@ def same_answers(gold: str, answer: str, how: Closeness = EXACTLY) -> bool | Non
             if re.sub(r"[\s{}]", "", left) == re.sub(r"[\s{}]", "", other_left):
                 return _same_value(right, other_right, how)
             return same_equation(_sides(gold), _sides(answer))
+        if _ABOUT.search(gold) or _ABOUT.search(answer):
+            return same_expression(gold, answer, how)
         return _same_value(_right_side(gold), _right_side(answer), how)
     except TooComplex:
         raise

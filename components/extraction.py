@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 MAX_LETTERS = 10  # options are named A to J
 _MAX_BARE = 120  # characters of a whole response that may be an answer without saying so
@@ -33,9 +34,10 @@ _CHOSEN = re.compile(
     r"\s*(?:\([^()\n]{0,40}\)\s*)?(?:is|are|would\s+be|should\s+be|[:：]))(?P<after>[^\n]*)"
     rf"|(?i:\b(?:options?|choices?)\s*[:：])(?P<named>\s*[\s*_(]*[{_LETTERS}]\b[^\n]*)"
     rf"|(?i:\b(?:option|choice|answer|letter)\s*)[*_(\s]*(?P<praised>[{_LETTERS}])[)*_\s]*(?i:[^.,;\n]{{0,60}}?\bis\s+(?:the\s+)?"
-    r"(?:correct|right|best|true|answer|only|most)\b)"
+    r"(?:correct|right|best|true|answer|only\s+(?:correct|right|option|choice|answer)|most)\b(?!-))"
     rf"|\b(?P<crowned>[{_LETTERS}])[)*_]*\s+is\s+(?i:the\s+(?:correct|right)\s+(?:answer|option|choice)\b)"
-    r"|(?<!n't )(?<!n’t )(?<!not )(?<!might )(?i:\b(?:choose|select|pick|go\s+with|chose|selected)\s+(?:the\s+)?"
+    r"|(?<!n't )(?<!n’t )(?<!not )(?<!might )(?i:\b(?:choose|select|pick|go\s+with|chose|selected"
+    r"|(?:would|have\s+to|must)\s+say)\s+(?:the\s+)?"
     rf"(?:option|choice|answer|letter)?\s*)[*_(]*(?P<picked>[{_LETTERS}])\b"
 )
 _LONE_LETTER = re.compile(rf"{_MARKS}(?:(?i:option|choice)\s*)?[(\[]?(?P<letter>[{_LETTERS}])[)\]]?{_MARKS}[.:]?{_MARKS}")
@@ -64,14 +66,91 @@ def extract_answer(text: str, *, is_choice: bool = False, options: Sequence[str]
             return None
         text = text[text.rfind("</think>") + len("</think>") :].partition("<think>")[0]
     text = text[-_MAX_CHARS:]
+    another = _ANOTHER_QUESTION.search(text)
+    if another and not _QUESTION.match(text) and not _SETTLED.search(text, another.start()):
+        answer = _kept(text[: another.start()], is_choice, options, is_prose)
+        last = _kept(text[another.start() :], is_choice, options, is_prose)
+        if answer is not None:
+            return answer if last is None or _is_said_again(answer, last, is_choice) else None
+    return _kept(text, is_choice, options, is_prose)
+
+
+_ANOTHER_QUESTION = re.compile(r"\n[ \t*#]*(?:Question|Q)[ \t*]*:")  # after solved examples, a model may go on with its own
+_QUESTION = re.compile(r"\s*[*#]*(?:Question|Q)\b")
+_SETTLED = re.compile(r"(?i)\\boxed|final answer")
+
+
+def _kept(text: str, is_choice: bool, options: Sequence[str], is_prose: bool) -> str | None:
+    """What `text` states, unless it is only supposed there, or taken back behind."""
     answer = _extracted(text, is_choice, options, is_prose)
-    return None if answer is not None and _RETRACTED.search(text, text.rfind(answer) + len(answer)) else answer
+    if answer is None:
+        return None
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if start < 0:
+        return None if _RETRACTED.search(text, text.rfind(answer) + len(answer)) else answer
+    end = _brace_end(text, start + len("\\boxed" if text.startswith("\\boxed", start) else "\\fbox"))
+    if _is_disowned(text, start) or (end is not None and _is_taken_back(text, end + 1, answer, is_choice)):
+        return None
+    return answer
 
 
 _RETRACTED = re.compile(
     r"(?i)\b(?:wait,? no|no,? wait|scratch that|i made an? (?:mistake|error)"
     r"|(?:that|this)(?:['’]s| is| was) (?:wrong|incorrect|not right|not correct))\b"
+    r"|(?:[.!?:;…]\s{1,3}|\n[ \t]{0,8})(?:(?:oh|but|so)?,?\s?wait\b|hm+\b|actually\b|correction\b|oops\b|sorry\b"
+    r"|on second thought\b"
+    r"|let(?: me|['’]s) (?:re-?(?:check|compute|consider|calculate|do|try|examine|think|evaluate)|correct|fix|try again))"
 )
+_DENIED_BEHIND = re.compile(
+    r"(?i)[\s$\\)\].*]*(?:\?|(?:is|was|are|would\s+be)\s+(?:not\b|wrong|incorrect|false|too\b|impossible)|isn['’]t\b|can(?:not|['’]t)\b)"
+)
+_DISOWNED = re.compile(
+    r"(?i)(?:(?:\bnot|n['’]t|\bnever|\bcannot|\bneither|\bnor)(?:\s+(?:be|equal(?:\s+to)?|to\s+be|simply|just))?|\banything\s+but)"
+    r"[\s$\\(\[*:\"]*$"
+    r"|\b(?:(?:one|you|they|someone)\s+(?:might|may|could|would)|students?|people|many|some|most|others)\s+(?:\w+\s+){0,2}?"
+    r"(?:think|believe|guess|assume|expect)\b[^.;]{0,60}$"
+    r"|\b(?:students?|people|many|often|commonly|usually|mistakenly|wrongly)\s+(?:\w+\s+){0,2}?(?:choose|pick|select|answer)\b[^.;]{0,20}$"
+    r"|\b(?:wrong|incorrect|naive|mistaken|erroneous|flawed)\s+(?:\w+\s+){0,2}?(?:gives?|yields?|leads\s+to|produces?|is|would\s+be)\b"
+    r"[^.,;]{0,30}$"
+    r"|\b(?:wrong|mistake|error|tempting)\s+(?:is\s+|would\s+be\s+)?to\s+\w+[^.,;]{0,30}$|\b(?:doubt|whether)\b[^.,;]{0,40}$"
+    r"|\b(?:if|suppose|supposing|assume|assuming|unless|is)\s+(?:that\s+)?(?:(?:the|your|our|my)\s+)?(?:(?:final|correct|right)\s+)?"
+    r"answer\s+(?:(?:is|was|were|be)\s*)?[\s$\\(]*$"
+    r"|\bif\b[^.;]{0,80}\bwere\b[^.;]{0,60}\bwould\s+(?:be|have\s+been)\b[^.;]{0,20}$"
+)
+
+
+def _is_disowned(text: str, start: int) -> bool:
+    """Whether the sentence denies, doubts or only supposes what stands at `start`: "not 3", "one might think 3"."""
+    before = text[max(0, start - 160) : start]
+    return _DISOWNED.search(re.split(r"[.!?]\s|\n\s*\n", before)[-1]) is not None
+
+
+def _is_taken_back(text: str, end: int, answer: str, is_choice: bool) -> bool:
+    """Whether the text behind a box takes it back, or calls something else the answer."""
+    if _DENIED_BEHIND.match(text, end) or _RETRACTED.search(text, end):
+        return True
+    stated = [sentence for _, sentence, _ in _statements(text[end:])] if text.find("nswer", end) >= 0 else []
+    if not stated:
+        return False
+    if is_choice and not (leading_letter(answer) and leading_letter(stated[-1])):
+        return False  # a letter, and the text of an option
+    return not _is_said_again(answer, stated[-1], is_choice)
+
+
+def _is_said_again(answer: str, other: str, is_choice: bool) -> bool:
+    """Whether two statements begin alike: `3` and `3 cm`, `B` and `(B) 12`; but not `3` and `3.5`."""
+    if is_choice and (letter := leading_letter(answer)) is not None:
+        return letter == leading_letter(other)
+    first, second = _unadorned(answer), _unadorned(other)
+    shorter, longer = sorted((first, second), key=len)
+    return re.match(re.escape(shorter) + r"(?![\d.^/\\]|[a-z](?![a-z]))", longer) is not None
+
+
+def _unadorned(text: str) -> str:
+    text = re.sub(
+        r"\\(?:text|mathrm|mathbf|textbf|boxed|left|right|displaystyle|[,;!()])", " ", text.replace("dfrac", "frac")
+    )
+    return re.sub(r"[\s$*_{}()\[\],]", "", re.sub(r"^\s*[$\\(\s]*[A-Za-z]\s*=", "", text)).casefold()
 
 
 def _extracted(text: str, is_choice: bool, options: Sequence[str], is_prose: bool) -> str | None:
@@ -88,7 +167,7 @@ def _extracted(text: str, is_choice: bool, options: Sequence[str], is_prose: boo
     stated = _last_choice(text, options) if is_choice else _last_statement(text)
     if stated is None and is_prose:
         stated = _closing_option(text, options) if is_choice else _closing_number(text)
-        if stated is None and any(re.search(r"\d", option) for option in options):
+        if stated is None and any(re.search(r"\d", option) for option in options) and not _ends_in_options(text):
             stated = _closing_number(text)
     return stated
 
@@ -181,7 +260,7 @@ def _statements(text: str) -> list[tuple[int, str, bool]]:
         if not stated.strip(" \t*_$"):
             stated = _next_line(text, match.end() + len(stated))
         sentence = _sentence(stated)
-        if _WRONG_BEFORE.search(text[max(0, match.start() - 20) : match.start()]):
+        if _WRONG_BEFORE.search(text[max(0, match.start() - 20) : match.start()]) or _is_disowned(text, match.end()):
             continue
         if sentence and not _NO_STATEMENT.match(sentence):
             found.append((match.start(), sentence, bool(match["colon"])))
@@ -234,6 +313,8 @@ def _last_choice(text: str, options: Sequence[str]) -> str | None:
     """The last option that the text calls its answer; else a lone letter or option that ends it."""
     found = _statements(text)
     for match in list(_CHOSEN.finditer(text))[-_MAX_STATEMENTS:]:
+        if _is_disowned(text, match.end() if match["picked"] else match.start()):
+            continue
         letter = match["praised"] or match["crowned"] or match["picked"]
         sentence = letter or _sentence(match["after"] or match["named"] or "")
         if sentence:
@@ -266,7 +347,7 @@ def _closing_line(lines: Sequence[str], options: Sequence[str]) -> str | None:
         whole = trimmed(last)
         if whole and len(whole) <= max([_MAX_BARE, *map(len, options)]) and _names_option(whole, options):
             return whole
-    if _DISMISSED.search(re.split("[,;]", last)[-1]):
+    if _DISMISSED.search(re.split("[,;]", last)[-1]) or _SUPPOSED.search(last):
         return None
     letters = {a or b for a, b in _IN_BRACKETS.findall(last)}
     if len(letters) == 1:
@@ -279,6 +360,10 @@ _DISMISSED = re.compile(
     rf"(?:(?i:\b(?:cannot|can\s+not|not|never|neither|nor)|n['’]t)(?i:\s+be)?(?i:\s+(?:the|even|choose|select|pick))*"
     rf"(?i:\s+(?:option|choice|answer|figure))?\s+[*_(]*[{_LETTERS}]\b)|(?i:\b(?:rul\w+\s+out|eliminat|exclud|reject|discard)\w*)"
     rf"|\b[{_LETTERS}][)*_]*\s+(?i:(?:is|was)\s+(?:not|wrong|incorrect|false)\b)"
+)
+_SUPPOSED = re.compile(
+    r"(?i)\?\W*$|\bif\b.*\bwere\b|\bwould\b.*\bif\b|\b(?:whether|doubt|trap|distractor|tempting)\b|\bmistake\s+is\b"
+    r"|\b(?:students?|people)\s+(?:\w+\s+)?(?:think|pick|choose|select|believe|answer)\b"
 )
 _ITEM = re.compile(rf"\W*(?:\d+[.)]\s*.*|(?i:option\s+|choice\s+)?\(?[{_LETTERS}][).:]\s*\S.*|[{_LETTERS}]\W*$)")
 _ENDS_WITH = re.compile(rf"\b(?:is|be)\s+[*_(]*([{_LETTERS}])[*_)]*[.!]?[*_]*$")
@@ -295,7 +380,13 @@ _LEADING = re.compile(
     re.DOTALL,
 )
 _REJECTED = re.compile(
-    r"(?i)\W*(?:is|was)\s+(?:not|wrong|incorrect|false)\b|[\s*_$]*\?|\s*\\(?:cup|cap|times|to)(?![A-Za-z])"
+    r"(?i)\W*(?:is|was|can\s+be|must\s+be|would\s+be)\s+(?:not|wrong|incorrect|false|too|impossible|invalid|excluded|eliminated|rejected|ruled\s+out)\b"
+    r"|[\s*_$),]*(?:isn['’]t|wasn['’]t|cannot|can['’]t|doesn['’]t|does\s+not|won['’]t|wouldn['’]t|fails)\b|[\s*_$]*\?"
+    r"|[\s*_)]*(?:would\s+(?:be|have\s+been)|if|unless)\b|\s*\\(?:cup|cap|times|to)(?![A-Za-z])|[\s)]*(?:[+^<>→]|-\s*>|[*/]\s*\d)|-\d"
+)
+_ALSO = re.compile(
+    rf"(?i:^[\W_]*(?:or|vs\.?|versus)\b[^.\n]{{0,30}}?)\b[{_LETTERS}]\b(?!['’])"
+    rf"|(?i:[,;]?\s*\b(?:but|though|although|however)\b[^.\n]{{0,20}}?)\b[{_LETTERS}]\)?\s+(?i:is|may|might|could|seems)\s+(?i:also|possible|correct|right|plausible|be)\b"
 )
 _LOWER = re.compile(r"\W*\(\s*([a-j])\s*\)(.*)|\W*([a-j])\s*[).]?\W*", re.DOTALL)
 _PROSE_AFTER_A = re.compile(r"\s*[a-z]")
@@ -315,7 +406,7 @@ def leading_letter(text: str) -> str | None:
     if match is None:
         return None
     rest, is_closed, letter = match["rest"], bool(match["close"].strip()), str(match["letter"])
-    if _REJECTED.match(rest):
+    if _REJECTED.match(rest) or _ALSO.search(rest[:200]):
         return None
     if not match["close"] and re.match(r"[A-Za-z0-9_'’^]", rest):
         return None
@@ -356,51 +447,130 @@ _REFUSED = re.compile(
     r"(?i)\b(?:cannot|can't|can not|unable|impossible|sorry|undetermined|unclear|n/a)\b"
     r"|\bnot (?:possible|provide|enough|specif\w+|given|clear)\b|doesn't (?:provide|specify|give)"
 )
-_DENIED = re.compile(r"(?i)\b(?:not|no|neither|nor|cannot)\b|n't\b")
+_DENIED = re.compile(
+    r"(?i)\b(?:not|no|neither|nor|cannot|never|whether)\b|n['’]t\b|\?\W*$"
+    r"|(?:\b(?:rather|other|more|less|fewer|greater|larger|smaller|higher|lower)\s+than|\binstead\s+of|\bexcept|\bunlike"
+    r"|\bfail(?:s|ed)?\s+to|\bat\s+(?:most|least))\s+(?:the\s+)?_"
+)
+_SAYS_SO = re.compile(
+    r"(?i)\W*(?:yes|no)\W*(?:$|[,.;:!](?!\s*(?:wait|sorry))|\bbecause\b|\bsince\b)|.*\b(?:is|say|be)\s*:?\s*\W*(?:yes|no)\W*$"
+)
+
+
+def _without(sentence: str, option: str) -> str:
+    """`sentence` with a dash where it names the option."""
+    return _naming(option).sub("_", sentence)
+
+
+_SENTENCE_END = re.compile(r"\n+|(?<=[\w)}\]$°%*][.!?])\s+")
 
 
 def _sentences(text: str) -> list[str]:
     """The last sentences, the last one first, without farewells."""
-    parts = [part for part in re.split(r"\n+|(?<=[\w)}\]$°%*])[.!?]\s+", text[-4000:]) if part.strip()]
+    parts = [part for part in _SENTENCE_END.split(text[-4000:]) if part.strip()]
     return [part for part in reversed(parts) if not _FAREWELL.match(part)]
 
 
 def _closing_number(text: str) -> str | None:
-    """The number that the last sentence with a number states."""
+    """The number in bold that opens the text; else the one that the last sentence with a number states."""
+    if (opening := _opening_bold_number(text)) is not None:
+        return opening
     for sentence in _sentences(text)[:4]:
         if _REFUSED.search(sentence):
             return None
         plain = sentence.replace("−", "-")
-        if bold := re.findall(r"\*\*\$?([-\d.,]*\d)\$?\*\*", plain):
-            return str(bold[-1])
+        if bold := list(_BOLD_NUMBER.finditer(plain)):
+            is_one = len({number[1] for number in bold}) == 1
+            return str(bold[-1][1]) if is_one and _is_plain_claim(plain, bold[-1]) else None
         found = list(_NUMBER.finditer(plain))
         numbers = [number.group().strip().lstrip("$").rstrip(",") for number in found]
         if len({number.replace(",", "").lower() for number in numbers}) == 1:
-            start = found[-1].start()
-            return None if _NOT_THE_NUMBER.search(plain[max(0, start - 60) : start]) else numbers[-1]
+            return numbers[-1] if _is_plain_claim(plain, found[-1]) else None
         if numbers:
-            stated = _IS_NUMBER.findall(plain)
-            return str(stated[-1]).lstrip("$").strip(",") if stated else None
+            stated = list(_IS_NUMBER.finditer(plain))
+            if not stated or not _is_plain_claim(plain, stated[-1]):
+                return None
+            return str(stated[-1][1]).lstrip("$").strip(",")
     return None
+
+
+_BOLD_NUMBER = re.compile(
+    r"\*\*\$?(?:(?:week|month|year|day|grade|level|question|number|group)\s+)?([-\d.,]*\d)\$?(?:\s?°|\s+[A-Za-z]+){0,2}[.!]?\*\*"
+)
+_A_BOUND = re.compile(
+    r"(?i)[\s*]*(?:(?:,|,?\s*\band\b|\bor\b|\bto\b|[-–:/])\s*(?:and\s+)?[*$]*\d(?![\d.]*\s?\\?%)|or\s+(?:more|fewer|less|greater|above|below|higher|lower|so)\b"
+    r"|(?:\w+\s+)?(?:for\s+every|for\s+each|out\s+of)\b|(?:is|was)\s+(?:wrong|incorrect|not)\b|,?\s*(?:maybe|perhaps|or(?!\s+[\d.]+\s?\\?%))\b)"
+)
+_ONLY_SUPPOSED = re.compile(r"(?i)\?\W*$|\bif\b.*\b(?:were|was|had)\b|\bwould\b.*\bif\b")
+
+
+def _is_plain_claim(sentence: str, number: re.Match[str]) -> bool:
+    """Whether a sentence claims a number, and does not deny it, ask for it, or name it as a bound, a range or a ratio."""
+    start = number.start(1) if number.re.groups else number.start()
+    end = number.end(1) if number.re.groups else number.end()
+    return not (
+        _NOT_THE_NUMBER.search(re.sub(r"[*$\\(]+$", "", sentence[max(0, start - 60) : start]))
+        or re.search(r"\d\s*(?:[:/–-]|\bto\b|\bor\b)\s*[*$]*$", sentence[:start])
+        or _A_BOUND.match(sentence, end)
+        or _ONLY_SUPPOSED.search(sentence)
+    )
+
+
+_CONCLUSION = re.compile(
+    r"(?i)\W*(?:so|therefore|thus|hence|finally|in\s+total|altogether|overall|however|but|this\s+means)\b"
+)
+
+
+def _opening_bold_number(text: str) -> str | None:
+    """The number that the first sentence sets in bold, if the text sets no other in bold and concludes nothing later."""
+    parts = [part for part in _SENTENCE_END.split(text[:4000].strip()) if part.strip()]
+    bold = list(_BOLD_NUMBER.finditer(parts[0])) if parts else []
+    if len(bold) != 1 or {number[1] for number in _BOLD_NUMBER.finditer(text)} != {bold[0][1]} or _REFUSED.search(parts[0]):
+        return None
+    for part in parts[1:]:
+        if _CONCLUSION.match(part) and bold[0][1] not in [number.group().strip("$ ") for number in _NUMBER.finditer(part)]:
+            return None
+    return str(bold[0][1]) if _is_plain_claim(parts[0], bold[0]) else None
+
+
+def _ends_in_options(text: str) -> bool:
+    """Whether the text ends with the options themselves, listed."""
+    lines = [line for line in text[-4000:].splitlines() if line.strip()]
+    return len(lines) > 1 and _ITEM.match(lines[-1]) is not None and _ITEM.match(lines[-2]) is not None
 
 
 def _closing_option(text: str, options: Sequence[str]) -> str | None:
     """The one option that the last sentence that names an option names, by its text or as `Set B`."""
     sentences = _sentences(text)[:3]
-    if len(sentences) > 1 and _ITEM.match(sentences[0]) and _ITEM.match(sentences[1]):
+    if _ends_in_options(text):
         return None
     for sentence in sentences:
-        said = [
-            option
-            for option in options
-            if option.strip() and re.search(rf"(?<![\w.]){re.escape(option.strip())}(?![\w]|\.\d)", sentence, re.IGNORECASE)
-        ]
+        said = [option for option in options if option.strip() and _naming(option).search(sentence)]
+        said = [option for option in said if folded(option) not in ("yes", "no") or _SAYS_SO.match(sentence)]
         longest = [o for o in said if not any(o != p and o.casefold() in p.casefold() for p in said)]
-        if len({folded(option) for option in longest}) == 1 and not _DENIED.search(sentence.replace(longest[0], "")):
+        if len({folded(option) for option in longest}) == 1 and not _DENIED.search(_without(sentence, longest[0])):
             return longest[0]
         if longest:
             return None
         letters = set(_NAMED_LETTER.findall(sentence))
         if len(letters) == 1 and not options and not _DENIED.search(sentence):
             return str(letters.pop())
-    return None
+    return _opening_option(text, options)
+
+
+def _opening_option(text: str, options: Sequence[str]) -> str | None:
+    """The option that the first sentence names by its text, if the whole text names no other."""
+    named = [option for option in options if len(folded(option)) > 3 and _naming(option).search(text)]
+    first = next((part for part in _SENTENCE_END.split(text[:2000].strip()) if part.strip()), "")
+    if len(named) != 1 or not _naming(named[0]).search(first) or _DENIED.search(_without(first, named[0])):
+        return None
+    return named[0]
+
+
+@lru_cache(maxsize=4096)
+def _naming(option: str) -> re.Pattern[str]:
+    """Finds an option's text in a sentence, that of a word in the plural also in the singular."""
+    text = option.strip().rstrip(".")
+    is_plural = re.fullmatch(r"[A-Za-z]{3,}[a-rt-z]s", text) is not None  # Frogs, but not decrease: decreases is a verb
+    pattern = re.escape(text[:-1]) + "s?" if is_plural else re.escape(text)
+    return re.compile(rf"(?<![\w.]){pattern}(?![\w]|\.\d)", re.IGNORECASE)

@@ -57,7 +57,7 @@ _REWRITES: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:left|right|displaystyle|textstyle|limits|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])", ""),
         (r"(\d)\s*,\s*\\!\s*(?=\d{3})|(\d)\{,\}(?=\d{3})", r"\1\2,"),
         (r"\\[,;:!> ]|\\q?quad(?![A-Za-z])|~|\\thinspace(?![A-Za-z])", " "),
-        (r"\\(?:d|t|c)frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:d|t|c|nice|s|x|flat)frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:d|t)binom(?![A-Za-z])", r"\\binom"),
         (r"\\(?:number|num)\s*\{\s*(-?[\d.]+)\s*\}", r"\1"),
         (r"\\(?:mathrm|mathit|mathbf|bm|rm|bf|it)(?![A-Za-z])\s*(?=\\)", ""),
@@ -92,7 +92,45 @@ def normal_text(text: str) -> str:
     )  # rows; escaped twice
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    return text.strip()
+    return _without_over(text).strip()
+
+
+_OVER = re.compile(r"\\over(?![A-Za-z])")
+_MAX_OVERS = 8
+_NO_SIDE_OF_OVER = re.compile(r"[,;&<>]|\\(?:le|ge|ne|cr|pm|cup|text)(?![A-Za-z])")
+
+
+def _without_over(text: str) -> str:
+    r"""`{1 \over 2}` -> `{\frac{1}{2}}`; left as it is where it is not clear what stands over what."""
+    for _ in range(_MAX_OVERS):
+        match = _OVER.search(text)
+        if match is None:
+            return text
+        start, end = _group_around(text, match.start(), match.end())
+        if re.search(r"\d\s*\{$", text[:start]):
+            return text  # 2{1 \over 2}: a product, or a mixed number?
+        start += text[start : match.start()].rfind("=") + 1  # x = 1 \over 2
+        if (about := re.search(r"\\approx(?![A-Za-z])", text[match.end() : end])) is not None:
+            end = match.end() + about.start()
+        over, under = text[start : match.start()].strip(), text[match.end() : end].strip()
+        if not over or not under or _NO_SIDE_OF_OVER.search(over + under) or _OVER.search(under) or "=" in under:
+            return text
+        text = rf"{text[:start]}\frac{{{over}}}{{{under}}}{text[end:]}"
+    return text
+
+
+def _group_around(text: str, before: int, after: int) -> tuple[int, int]:
+    """The inside of the innermost bracket pair around a place; the whole text if there is none."""
+    depth, start = 0, before
+    while start and depth >= 0:
+        start -= 1
+        depth += (text[start] in ")]}") - (text[start] in "([{")
+    start += depth < 0
+    depth, end = 0, after
+    while end < len(text) and depth >= 0:
+        depth += (text[end] in "([{") - (text[end] in ")]}")
+        end += 1
+    return start, end - (depth < 0)
 
 
 # --- normal text -> tree -------------------------------------------------------------------------------------------

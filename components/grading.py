@@ -32,7 +32,7 @@ from components.quantities import read_quantity
 from components.records import digest
 from components.structures import read_labels, read_parts, read_structure, split
 
-VERIFIER_VERSION = 3  # raise it with every change of a rule: stored verdicts name the verifier that gave them
+VERIFIER_VERSION = 4  # raise it with every change of a rule: stored verdicts name the verifier that gave them
 KINDS = (
     "choice",
     "choices",

@@ -26,7 +26,7 @@ class Structure:
     names: tuple[str, ...] = ()
     """set: `x`, `y` of `x = 1, y = 2`."""
     is_bare: bool = False
-    """set: values listed without braces."""
+    """set: values listed without braces · ratio: written `2 to 3`, which may also be a range."""
 
 
 def read_structure(text: str) -> Structure | None:
@@ -75,10 +75,23 @@ _MATRIX = re.compile(
     r"(.*)\\end\s*\{\s*\1\s*\}\s*[)\]]?$",
     re.DOTALL,
 )
+_TEXT = r"(?:\\(?:text|mathrm)\s*\{\s*)?"
+_BASE_NAMES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "sixteen": 16,
+}
 _BASED = re.compile(
-    r"^([0-9A-F]+(?:\.[0-9A-F]+)?)\s*_\s*\{?\s*(?:\\(?:text|mathrm)\s*\{\s*)?(\d{1,2}|two|eight|ten|sixteen)\s*\}?\s*\}?$"
+    r"^(\(\s*)?([0-9A-F]+(?:\.[0-9A-F]+)?)\s*(?(1)\)\s*)"
+    rf"(?:_\s*\{{?\s*{_TEXT}\(?(?:base\s*)?|{_TEXT}\(?\s*(?:in\s+)?base\s*\}}?\s*(?:-\s*|_\s*\{{?)?)(\d{{1,2}}|{'|'.join(_BASE_NAMES)})\s*\)?\s*\}}?\s*\}}?$"
 )
-_BASE_NAMES = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16}
 _TIME = re.compile(r"^(\d{1,2}):(\d{2})(?::00)?\s*(?:\\?(?:text|mathrm)?\s*\{?\s*([AaPp])\.?\s*[Mm]\.*\s*\}?)?$")
 _RELATION = re.compile(r"\\(?:le|ge|lt|gt|leq|geq)(?![A-Za-z])|<=|>=|=<|<|>|≤|≥")
 _BUILDER = re.compile(r"^\\?\{\s*([A-Za-z])\s*(?:\\in\s*\\?[A-Za-z]+\s*)?(?:\||\\mid|:)\s*(.*?)\\?\}$", re.DOTALL)
@@ -110,8 +123,8 @@ def _based(text: str) -> Structure | None:
     match = _BASED.match(text.strip())
     if not match:
         return None
-    base = _BASE_NAMES.get(match[2]) or int(match[2])
-    digits = match[1]
+    base = _BASE_NAMES.get(match[3]) or int(match[3])
+    digits = match[2]
     if not 2 <= base <= 16 or any(int(digit, 16) >= base for digit in digits if digit != "."):
         return None
     return Structure("base", (digits.lstrip("0") or "0", base))
@@ -125,8 +138,13 @@ def _time(text: str) -> Structure | None:
     return Structure("time", (int(match[1]) * 60 + int(match[2]), half))
 
 
+_IN_WORDS = re.compile(r"\d+(?:\s*(?:\\(?:text|mathrm)\s*\{\s*to\s*\}|(?<=\s)to(?=\s))\s*\d+)+")
+
+
 def _ratio(text: str) -> Structure | None:
-    parts = [part.strip() for part in split(re.sub(r"\\(?:colon|ratio)(?![a-z])", ":", text), ":")]
+    parts = [part.strip() for part in split(re.sub(r"\\(?:colon|ratio)(?![a-z])|∶", ":", text), ":")]
+    if len(parts) == 1 and _IN_WORDS.fullmatch(text):
+        return Structure("ratio", tuple(re.findall(r"\d+", text)), is_bare=True)
     if not 2 <= len(parts) <= 6 or not all(parts):
         return None
     head = re.fullmatch(r"[^=]*:[^=]*=(.*)", text)  # AB : BC = 2 : 3

@@ -94,10 +94,72 @@ May | June ; maybe ; Mar
 \log_2 8 | 8 ; 2 ; \log_3 8 ; -3 ; \log 8
 \sin x | \cos x ; \sin(-x) ; \sin 2x ; \sin^2 x ; x
 n! | n ; (n+1)! ; n^2 ; 2n
+2\sqrt{3} | 2\sqrt{2} \approx 3.46 ; 2\sqrt{3} \approx 3.45 ; 2\sqrt{3} \approx 34.6 ; 2\sqrt{3} \approx 2\sqrt{2}
+2\sqrt{3} | 3.4641 \approx 3.46
+2\sqrt{3} | 2\sqrt{3} \approx -3.46 ; 2\sqrt{5} = 3.46 ; 3\sqrt{2} \approx 4.24 ; \approx 3.46
+2\sqrt{3} | 2\sqrt{3} \approx 3.464 \approx 3.46 ; 2\sqrt{3} \approx
+2\sqrt{3} | 2\sqrt{3}, \approx 3.46, 4 ; 2\sqrt{3}a \approx 3.46a ; 2\sqrt{3} \approx x ; 12 \approx 2\sqrt{36}
+3.46 | 2\sqrt{3} \approx 3.464 ; 2\sqrt{3} \approx 3.5 ; 3.44 \approx 3.46 ; 2\sqrt{2} \approx 3.46 ; 2\sqrt{3}
+3.460 | 2\sqrt{3} \approx 3.46
+3.5 | 2\sqrt{3} \approx 3.46 ; 2\sqrt{3} \approx 3
+1/3 | 0.333 \approx 0.33 ; \frac14 \approx 0.333 ; \frac13 \approx 0.34 ; \frac13 \approx 3.33 ; 33\% \approx 0.33
+1/3 | \frac{3}{10} \approx 0.3
+3 | 2.6 \approx 3 ; \pi \approx 3 ; \sqrt{8} \approx 3 ; 3 \approx 4 ; \approx 3.2 ; \frac{10}{3} = 3.3 ; 3 \to 4
+3 | 3 \sim 4 ; 3 \pm 0.1 ; 2 to 3 ; 3 to 4
+50\pi\text{ cm}^2 | 50\pi \approx 157.08\text{ m}^2 ; 50\pi \approx 157.08\text{ cm} ; 49\pi \approx 153.94\text{ cm}^2
+50\pi\text{ cm}^2 | 50\pi\text{ cm}^2 \approx 157.08\text{ m}^2
+5 cm | 5 \approx 5.0\text{ m} ; 5\text{ m} \approx 5.0\text{ cm}
+63.4^\circ | \arctan 3 \approx 63.4^\circ ; 2 \approx 63.4^\circ
+\pi | 22/7 \approx 3.14 ; \frac{22}{7} \approx \pi ; \pi \approx 3.15
+(1,\sqrt2) | (1,\sqrt3 \approx 1.41) ; (\sqrt2 \approx 1.41, 1)
+8 | 3 + 5 = 9.0 ; 8 = 8.4 ; 7.6 \approx 8
+1/2 | 2 \over 1 ; {2 \over 1} ; {1 \over 2} + 1 ; 1 \over 2 \over 1 ; 2{1 \over 2} ; -{1 \over 2} ; {1 \over 2}x
+1/2 | \nicefrac{2}{1} ; 1\sfrac{1}{2} ; 1 \overline{2}
+2 | 4 \over 2 , 3 ; \{4 \over 2
+\frac{\sqrt{3}}{2} | {3 \over \sqrt{2}} ; {2 \over \sqrt{3}} ; \sqrt{3 \over 2} ; \sqrt{3} \over 4
+52_8 | (52) ; (52)_7 ; (25)_8 ; (53)_8 ; (52)_{16} ; 52^8 ; (5,2)_8 ; 52 \text{ base } 9 ; -52_8 ; 58_8 ; 52 (base ten)
+42 | (52)_8 ; 52 (base 8) ; 101010_2
+52 | (52)_8 ; 34_{16} ; 52 base 8
+2:3 | 3 to 2 ; 2 to 5 ; from 2 to 3 ; 2 to 3 hours ; 2 to 3 to 4 ; 2to3 ; 23 ; 2, 3
+10 to 20 | 20 to 40 ; 0.5 ; \frac12 ; 15 ; 20 to 10 ; 10
+2/3 | 2 to 3
+[2,3] | 2 to 3
+5 | 4 to 5 ; 5 to 1 ; 5 \text{ to } 6
+4.40米 | 4.50米 ; 4.4 cm ; 4.40千米 ; 44
+12平方厘米 | 12 cm ; 12平方米 ; 12立方厘米
 7 | 2^{10^{12}} ; (10^9)! ; 9^{9^{9^{9}}} ; ７７ ; ٧٧ ; 7̸
 """
 
 MUST = r"""
+2\sqrt{3} | 2\sqrt{3} \approx 3.46 ; 2\sqrt3 ≈ 3.464 ; x = 2\sqrt{3} \approx 3.5 ; 3.46 \approx 2\sqrt{3}
+2\sqrt{3} | 2\sqrt{3} = 3.46 ; 2\sqrt{3} = 3.4641 \approx 3.46
+2\sqrt{3} | 2\sqrt{3} (\approx 3.46) ; 2\sqrt{3} \text{ or approximately } 3.46 ; 2\sqrt{3} \approx 3.46\text{ cm}
+2\sqrt{3} | 2\sqrt{3}\text{ cm} \approx 3.46\text{ cm}
+\frac13 | \frac13 \approx 0.333 ; 0.333 \approx \frac13 ; \frac13 \approx 33.3\% ; \frac13 = 0.33
+\frac13 | \frac{1}{3} \approx 0.3
+3.46 | 2\sqrt{3} \approx 3.46 ; 3.4641 \approx 3.46 ; 2\sqrt{3} = 3.46
+157 | 50\pi \approx 157
+157.08 | 50\pi \approx 157.08\text{ cm}^2
+50\pi\text{ cm}^2 | 50\pi \approx 157.08\text{ cm}^2 ; 50\pi \approx 157.08
+60° | \frac{\pi}{3} \approx 60^\circ ; 60 \approx 60.0^\circ
+63.4^\circ | \arctan 2 \approx 63.4^\circ ; \tan^{-1} 2 \approx 63.4^\circ
+33.3% | \frac13 \approx 33.3\%
+x=\frac13 | x=\frac13 \approx 0.333 ; \frac13 \approx 0.33
+\sqrt{2} \approx 1.414 | \sqrt2 ; 1.414 ; \sqrt2 \approx 1.41
+(1,\sqrt2) | (1,\sqrt2 \approx 1.41)
+\sqrt2, \sqrt3 | \sqrt2 \approx 1.41, \sqrt3 \approx 1.73
+1/2 | 1 \over 2 ; {1 \over 2} ; x = {1 \over 2} ; x = 1 \over 2 ; {{1} \over {2}} ; \left({1 \over 2}\right)
+1/2 | \nicefrac{1}{2} ; \sfrac{1}{2} ; \tfrac12 ; 1/2
+\frac{\sqrt{3}}{2} | {\sqrt{3} \over 2} ; \sqrt{3} \over 2 ; \sqrt{3 \over 4} ; \nicefrac{\sqrt{3}}{2}
+3.5 | 3\nicefrac{1}{2} ; 3\tfrac12
+52_8 | (52)_8 ; (52)_{8} ; 52_{(8)} ; 52_{\text{eight}} ; 52 (base 8) ; 52 \text{ base } 8 ; 52 in base 8
+52_8 | 52 base eight
+(52)_8 | 52_8 ; 52_{8}
+52 | 52_{10} ; (52)_{10}
+2:3 | 2 to 3 ; 2 \text{ to } 3 ; 4 to 6 ; 2 ∶ 3 ; 2 \colon 3
+2 to 3 | 2:3 ; 4:6 ; 2 to 3
+4.40米 | 4.40 meters ; 4.4 ; 440 cm
+12平方厘米 | 12 cm^2 ; 12
 3 | \textbf{3} ; {\bf 3} ; \bm{3} ; \underline{3} ; \color{blue}{3} ; \textcolor{red}{3} ; 3\, ; 3\;
 1234567 | 1\,234\,567 ; 1,\!234,\!567
 3/4 | three fourths ; three quarters ; three-quarters
@@ -249,6 +311,35 @@ HOSTILE = [
     "I hope\n" * 100_000,
     "is 1" * 200_000,
     '{"short answer": ' * 50_000,
+    box(r"1 \over " * 50 + "2"),
+    box(r"{1 \over " * 40 + "2" + "}" * 40),
+    box(r"\over" * 80),
+    box("{" * 190 + r"1 \over 2"),
+    box(r"2\sqrt{3} \approx " * 20 + "3.46"),
+    box(r"\approx" * 60),
+    box(r"2^{10^{12}} \approx 3.46"),
+    box(r"\sqrt{2} \approx 1." + "4" * 350),
+    box(r"\sqrt{2} = " * 40 + "1.41"),
+    box(r"(10^9)! = 3.5"),
+    box("about " * 70 + "3"),
+    box("1 to " * 75 + "2"),
+    box("(" * 100 + "52" + ")_8" * 90),
+    box("F" * 380 + "_{16}"),
+    box("1" * 380 + "_2"),
+    box("3" + "米" * 390),
+    "\\boxed{9999}. " + "Wait. " * 100_000,
+    "\\boxed{9999}" + "\n \t" * 100_000,
+    "\\boxed{9999}" + "$ ) ] . " * 100_000,
+    "one might think " * 50_000 + "\\boxed{9999}",
+    "if it were so, " * 50_000 + "the answer would be 9999",
+    "\nQuestion: " * 100_000,
+    "The answer is 9999.\n" + "\nQ: " * 100_000 + "\\boxed{9998}",
+    "**9999** " * 100_000,
+    "**" * 500_000,
+    "There is 9999 or " * 60_000,
+    "It would if it would if " * 40_000,
+    "answer is 9999, answer is " * 60_000,
+    "Option B would if " * 60_000,
 ]
 GOLDS = [
     ("8", ()),

@@ -1,5 +1,6 @@
 """Step labels worked out by hand: what is counted, what is left without a label, what is kept, and what names a label."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_each_step_is_worth_the_share_of_its_right_continuations_and_the_last_it
         ["A", "B"], "wrong", "wrong", "right", "wrong"
     )
     rows, labeller = labels_of([solution("A", "B", "C")], continuations, SOFT)
-    assert labeller.num_unlabelled == 0
+    assert labeller.switches.num_unlabelled == 0
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert [(row["num_right"], row["num_verdicts"]) for row in rows] == [(3, 4), (1, 4), (1, 1)]
     assert [row["label"] for row in rows] == [row["mc"] for row in rows] == [0.75, 0.25, 1.0]
@@ -100,7 +101,7 @@ def test_a_step_with_too_few_verdicts_has_no_label(labels_of):
     continuations = continued(["A"], "right", "unknown", "unknown") | continued(["A", "B"], "right", "wrong")
     rows, labeller = labels_of([solution("A", "B", "C")], continuations, SOFT)
     assert [row["step"] for row in rows] == [1, 2]
-    assert labeller.num_unlabelled == 1
+    assert labeller.switches.num_unlabelled == 1
 
 
 def test_a_step_that_was_never_measured_has_no_label_which_is_not_zero(labels_of):
@@ -108,19 +109,19 @@ def test_a_step_that_was_never_measured_has_no_label_which_is_not_zero(labels_of
         [solution("A", "B", "C")], continued(["A"], "wrong", "wrong"), SOFT.model_copy(update={"min_verdicts": 0})
     )
     assert [(row["step"], row["label"]) for row in rows] == [(0, 0.0), (2, 1.0)]
-    assert labeller.num_unlabelled == 1
+    assert labeller.switches.num_unlabelled == 1
 
 
 def test_a_solution_whose_end_cannot_be_judged_keeps_its_other_labels(labels_of):
     rows, labeller = labels_of([solution("A", "B", verdict="unknown")], continued(["A"], "right", "wrong"), SOFT)
     assert [row["step"] for row in rows] == [0]
-    assert labeller.num_unlabelled == 1
+    assert labeller.switches.num_unlabelled == 1
 
 
 def test_a_truncated_solution_has_no_labels_but_its_steps_are_counted(labels_of):
     truncated = solution("A", "B", "C", verdict="unknown", finish_reason="length")
     rows, labeller = labels_of([truncated], continued(["A"], "right", "right"), SOFT, reuse=True)
-    assert (rows, labeller.num_unlabelled) == ([], 3)
+    assert (rows, labeller.switches.num_unlabelled) == ([], 3)
 
 
 def test_a_continuation_counts_for_the_longer_prefix_that_it_passed_through_only_with_reuse(labels_of):
@@ -161,6 +162,17 @@ def test_by_advantage_a_step_is_worth_the_sign_of_its_change(labels_of, min_chan
         expected = [0, 0, 0]  # a change of exactly .5 is not above it
     assert [row["label"] for row in rows if row["solution_id"] == "s"] == expected
     assert [row["label"] for row in rows if row["solution_id"] == "other"] == [-1 if min_change < 0.5 else 0]
+
+
+def test_by_outcome_only_the_last_step_is_labelled_with_the_verdict(labels_of):
+    solutions = [
+        solution("A", "B", "C"),
+        solution("X", verdict="wrong", name="other"),
+        solution("Y", verdict="unknown", name="u"),
+    ]
+    continuations = continued(["A"], "right", "right") | continued(["A", "B"], "right", "wrong")
+    rows, _ = labels_of(solutions, continuations, Label(formulation="outcome", **COUNTS))
+    assert [(row["solution_id"], row["step"], row["label"]) for row in rows] == [("s", 2, 1.0), ("other", 0, 0.0)]
 
 
 def test_what_a_search_for_the_first_error_did_not_sample_follows_from_what_it_did(labels_of):
@@ -229,7 +241,7 @@ def test_equal_prefixes_are_labelled_once(labels_of):
     solutions = [solution("A", "B", name="one"), solution("A", "C", name="two")]
     rows, labeller = labels_of(solutions, continued(["A"], "right", "wrong"), Label(unique_prefixes=True, **COUNTS))
     assert [(row["solution_id"], row["step"]) for row in rows] == [("one", 0), ("one", 1), ("two", 1)]
-    assert labeller.switches == {"unique_prefixes": [4, 3]}
+    assert labeller.switches.counts["unique_prefixes"] == {"before": 4, "after": 3}
 
 
 def test_the_consensus_filter_keeps_what_agrees_on_the_first_error(labels_of):
@@ -237,7 +249,7 @@ def test_the_consensus_filter_keeps_what_agrees_on_the_first_error(labels_of):
     second = {"s00": 1, "s01": 0, "s02": -1}  # agrees, disagrees, agrees, does not know
     rows, labeller = labels_of(solutions, sampled, Label(formulation="value", **COUNTS), second=second)
     assert {row["solution_id"] for row in rows} == {"s00", "s02"}
-    assert labeller.switches == {"consensus": [12, 6]}
+    assert labeller.switches.counts["consensus"] == {"before": 12, "after": 6}
 
 
 def test_the_best_solutions_are_mixed_and_reliable(labels_of):
@@ -245,7 +257,7 @@ def test_the_best_solutions_are_mixed_and_reliable(labels_of):
     rows, labeller = labels_of(solutions, sampled, Label(formulation="value", best_frac=0.5, **COUNTS))
     # Wrong ones: p = 1/3, R = .75: (2/9 + .05) * .75 = .204. Right ones: p = 1, R = (.75 + 1 + 1) / 3: .05 * .917 = .046.
     assert {row["solution_id"] for row in rows} == {"s00", "s01"}
-    assert labeller.switches == {"best_frac": [12, 6]}
+    assert labeller.switches.counts["best_frac"] == {"before": 12, "after": 6}
 
 
 def test_positives_are_thinned_to_the_number_of_negatives_and_negatives_are_all_kept(labels_of):
@@ -272,7 +284,7 @@ def test_classes_are_balanced_over_what_the_other_switches_leave(labels_of):
     few = Balance(max_positives_per_negative=0.5, equal_classes=True)
     rows, labeller = labels_of(solutions, sampled, Label(formulation="value", best_frac=0.75, balance=few, **COUNTS))
     # The best 300 solutions: all 200 wrong ones (1 right label, 2 wrong ones each) and 100 right ones (3 right labels).
-    assert labeller.switches["best_frac"] == [1200, 900]
+    assert labeller.switches.counts["best_frac"] == {"before": 1200, "after": 900}
     positives, negatives = (sum(row["label"] == value for row in rows) for value in (1, 0))
     assert negatives == 400
     assert abs(positives - 200) < 4 * math.sqrt(500 * 0.4 * 0.6)
@@ -301,6 +313,60 @@ def test_steps_whose_value_is_known_too_badly_are_left_out(labels_of):
     continuations = continued(["A"], "right", "wrong") | continued(["A", "B"], *["right"] * 30)
     rows, _ = labels_of([solution("A", "B", "C")], continuations, Label(max_sd=0.1, **COUNTS))
     assert [row["step"] for row in rows] == [1, 2]
+
+
+def test_every_reason_to_leave_a_step_out_is_counted_apart_each_of_what_the_one_before_left(labels_of):
+    solutions, sampled = many(8)
+    solutions += [
+        solution("A", "B", name="cut", problem="cut", verdict="unknown", finish_reason="length"),
+        solution(name="empty", problem="empty"),
+        solution("A", "B", "C", "D", name="open", problem="open", verdict="unknown"),
+    ]
+    sampled |= {"cut": {}, "empty": {}}
+    sampled["open"] = continued("A", "right", "wrong") | continued("AB", "right") | continued("ABC", *["wrong"] * 4)
+    everything = Label(
+        formulation="value",
+        estimator="counts",
+        min_verdicts=2,
+        max_sd=0.2,
+        unique_prefixes=True,
+        best_frac=0.5,
+        balance=Balance(max_positives_per_negative=0.25, equal_classes=True, negative_weight=2.0),
+    )
+    second = {f"s{i:02d}": 1 if i < 4 else -1 for i in range(7)}
+    rows, labeller = labels_of(solutions, sampled, everything, second=second)
+    counts = labeller.switches.counts
+    assert {name: (count["before"], count["after"]) for name, count in list(counts.items())[:-3]} == {
+        "usable_solutions": (30, 28),
+        "known_value": (28, 27),  # the end of `open` was not judged
+        "min_verdicts": (27, 26),  # its B was measured once
+        "max_sd": (26, 25),  # its A by two that disagree
+        "unique_prefixes": (25, 25),
+        "consensus": (25, 21),  # nothing else is known of `open`, nor of s07
+        "best_frac": (21, 12),  # of seven solutions the four with a wrong step
+    }
+    thinned = counts["max_positives_per_negative"]
+    assert (thinned["before"], thinned["after"]) == (12, len(rows))
+    assert all(before["after"] == after["before"] for before, after in itertools.pairwise(counts.values()))
+    num_wrong = sum(row["label"] == 0 for row in rows)
+    assert (
+        (counts["negative_weight"]["weighted"], counts["equal_classes"]["after"]) == (num_wrong, len(rows)) == (8, len(rows))
+    )
+    assert (labeller.num_unusable, labeller.switches.num_unlabelled) == (2, 5)
+
+
+def test_the_best_solutions_of_a_search_that_stops_early_are_chosen_by_what_follows_too(labels_of):
+    solutions = [
+        solution("A", "B", "C", name="mixed", problem="p", verdict="wrong"),
+        solution("A", name="right", problem="q"),
+    ]
+    sampled = {"p": continued("AB", *["wrong"] * 4) | continued("A", "right"), "q": {}}
+    settings = Label(formulation="value", estimator="counts", best_frac=0.5)
+    rows, _ = labels_of(solutions, sampled, settings, rule="first_success")
+    assert [(row["solution_id"], row["label"]) for row in rows] == [("mixed", 1), ("mixed", 0), ("mixed", 0)]
+    implied = {"p": continued("AB", "right")}  # A was never measured: its mean is unknown, its label is not
+    rows, _ = labels_of(solutions[:1], implied, settings.model_copy(update={"best_frac": 1.0}), rule="first_success")
+    assert [(row["mean"], row["label"]) for row in rows] == [(None, 1), (1.0, 1), (0.0, 0)]
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -350,7 +416,10 @@ def test_the_stage_writes_labels_a_gate_and_what_its_switches_kept(labels_of, tm
     run(Params.model_validate(content), load_runtime({}), seeds=tmp_path, rollouts=tmp_path, out=out)
     summary = read_json(out / "summary.json")
     assert (summary["labels"], summary["solutions"], summary["estimator"]) == (18, 6, "counts")
-    assert summary["switches"] == {"best_frac": {"after": 18, "before": 36}, "unique_prefixes": {"after": 36, "before": 36}}
+    kept = {"usable_solutions": (36, 36), "known_value": (36, 36), "min_verdicts": (36, 36)}
+    kept |= {"unique_prefixes": (36, 36), "best_frac": (36, 18)}
+    assert summary["switches"] == {name: {"before": b, "after": a} for name, (b, a) in kept.items()}
+    assert (summary["unlabelled"], summary["unusable_solutions"]) == (0, 0)
     assert sum(count for _, _, count in summary["histogram"]) == 18
     assert sorted(p.name for p in out.iterdir()) == ["gate.json", "labels.parquet", "summary.json"]
     assert LABEL.names[0] == "label_id"
