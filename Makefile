@@ -60,7 +60,9 @@ setup-vllm:  ## install vLLM's own environment into .venv-vllm
 
 test-vllm: setup-vllm  ## the engines' suite with vLLM itself, in process and as a server, in vLLM's own environment
 	@OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(CURDIR)/.venv-vllm/bin/python -m pytest -p no:cacheprovider \
-	  tests/contract/test_engines.py tests/contract/test_engines_vllm.py -k 'vllm or server or scripted' --durations=5
+	  tests/contract/test_engines.py tests/contract/test_engines_vllm.py tests/contract/test_engines_stages.py -k 'vllm or server or scripted' --durations=5
+	@OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(CURDIR)/.venv-vllm/bin/python -m pytest -p no:cacheprovider \
+	  tests/contract/test_pooling_vllm.py --durations=5
 
 bench-engine: setup  ## generated tokens per CPU-second against plain transformers, in one run (about 2 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_engine

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from components.errors import SettingsError
 
@@ -23,6 +23,7 @@ ENGINES = ("hf", "vllm", "server", "scripted")
 Frac = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class _Section(BaseModel):
@@ -100,6 +101,7 @@ class ServedBase(_Section):
 
 
 Base = Annotated[TinyBase | CheckpointBase | ServedBase, Field(discriminator="type")]
+Part = Literal["vision", "projector", "language"]
 
 
 class Optimiser(_Section):
@@ -108,7 +110,7 @@ class Optimiser(_Section):
     num_steps: Count
     """Optimiser steps."""
     batch_size: Count
-    """Rows a step."""
+    """Rows a step; of `train.optimiser` solutions, drawn a whole problem at a time until there are so many."""
     learning_rate: Rate
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 30
@@ -137,8 +139,8 @@ class Sft(_Section):
     phases: list[SftPhase] = Field(min_length=1)
     optimiser: Optimiser
     """`num_steps` must equal the sum over the phases."""
-    freeze_vision: bool = True
-    """Keep the vision encoder as it is (MM-PRM); the tiny model, born random, must not."""
+    freeze: list[Part] = ["vision"]
+    """Parts that stay as they are: the vision encoder (MM-PRM). The tiny model, born random, must learn all."""
 
 
 class MonteCarlo(_Section):
@@ -234,9 +236,10 @@ class Balance(_Section):
 class Label(_Section):
     """Rollouts -> step labels."""
 
-    formulation: Literal["soft", "value", "advantage", "count"] = "soft"
+    formulation: Literal["soft", "value", "advantage", "count", "outcome"] = "soft"
     """soft: the value itself (MM-PRM). value: 1 if it exceeds `threshold`, else 0. advantage: 1, 0 or -1, the sign of
-    its change (VisualPRM). count: the value, learnt with its counts (BetaPRM)."""
+    its change (VisualPRM). count: the value, learnt with its counts (BetaPRM). outcome: the verdict, of the last step
+    alone (the ORM baseline)."""
     estimator: Literal["joint", "counts"] = "joint"
     """joint: the posterior of the whole chain, where it predicts better than each step alone. counts: k / n."""
     threshold: Frac = 0.0
@@ -277,7 +280,15 @@ class Train(_Section):
     max_tokens: Count | None = None
     """Prompt and solution together; steps behind it are not learnt, longer solutions not scored. null: the model's own."""
     optimiser: Optimiser
-    freeze_vision: bool = True
+    freeze: list[Part] = ["vision"]
+    """Parts of the policy that stay as they are."""
+    dev_frac: Frac = 0.05
+    """Share of the problems that are not learnt but watched, chosen by their digests; what the contract says is measured
+    on them."""
+    eval_steps: Count = 100
+    """Steps between two looks at these problems."""
+    patience: Count | None = None
+    """End after so many looks without a lower loss, and keep the weights of the best; null: learn to the end."""
     perception: Perception | None = None
     controls: list[Literal["blind"]] = ["blind"]
     """Trained with the same settings to show what the picture is worth."""
@@ -302,7 +313,7 @@ class Evaluate(_Section):
 class Judge(_Section):
     """A model that decides what the rules leave open; STEPFORGE_JUDGE_URL says where it is served."""
 
-    model: str
+    model: Name
     """The name under which the server lists it."""
     max_tokens: Count = 16
     """Of its reply, which is one word; a model that thinks aloud needs more."""
@@ -419,6 +430,16 @@ class Runtime:
     """STEPFORGE_THREADS: CPU threads a process. Default 2, not the machine's count: sums keep their order."""
     num_workers: int
     """STEPFORGE_WORKERS: processes that a stage may run side by side. Default: 2, or 1 on one core."""
+    tokens_at_once: int = 16_384
+    """STEPFORGE_TOKENS_AT_ONCE: tokens of one forward pass in training; larger batches are learnt in parts."""
+    checkpoint_activations: bool = False
+    """STEPFORGE_CHECKPOINT_ACTIVATIONS=1: compute activations again in the backward pass instead of keeping them."""
+    deepspeed: Path | None = None
+    """STEPFORGE_DEEPSPEED: a DeepSpeed configuration, such as infra/deepspeed/zero2.json; unset: plain data parallelism."""
+    rank: int = 0
+    """RANK, set by torchrun and like launchers: which of the processes that train together this is."""
+    world_size: int = 1
+    """WORLD_SIZE, set by the launcher: how many processes train together."""
     server_url: str | None = None
     """STEPFORGE_SERVER_URL: where the engine `server` finds its models, such as http://localhost:8000/v1."""
     server_key: str | None = field(default=None, repr=False)
@@ -439,7 +460,7 @@ def load_runtime(environ: dict[str, str] | None = None) -> Runtime:
     """
     env = dict(os.environ) if environ is None else environ
     known = {"HOME", "ENGINE", "DEVICE", "THREADS", "WORKERS", "ACTOR", "SERVER_URL", "SERVER_KEY", "SERVER_CONCURRENCY"}
-    known |= {"JUDGE_URL", "JUDGE_KEY"}
+    known |= {"JUDGE_URL", "JUDGE_KEY", "TOKENS_AT_ONCE", "CHECKPOINT_ACTIVATIONS", "DEEPSPEED"}
     for name in sorted(env):
         if name.startswith("STEPFORGE_") and name.removeprefix("STEPFORGE_") not in known:
             close = difflib.get_close_matches(name, [f"STEPFORGE_{k}" for k in known], n=1)
@@ -452,6 +473,7 @@ def load_runtime(environ: dict[str, str] | None = None) -> Runtime:
             raise SettingsError("environment", f"STEPFORGE_{name}={text!r} is no positive number", "for example 2")
         return int(text)
 
+    rank, world_size = _launched(env)
     engine = env.get("STEPFORGE_ENGINE", "hf")
     if engine not in ENGINES:
         raise SettingsError("environment", f"STEPFORGE_ENGINE={engine!r} is unknown", f"known: {', '.join(ENGINES)}")
@@ -464,12 +486,44 @@ def load_runtime(environ: dict[str, str] | None = None) -> Runtime:
         device=env.get("STEPFORGE_DEVICE", "auto"),
         num_threads=positive("THREADS", 2),
         num_workers=positive("WORKERS", min(2, os.cpu_count() or 1)),
+        tokens_at_once=positive("TOKENS_AT_ONCE", 16_384),
+        checkpoint_activations=_switch(env, "STEPFORGE_CHECKPOINT_ACTIVATIONS"),
+        deepspeed=_existing_file(env, "STEPFORGE_DEEPSPEED"),
+        rank=rank,
+        world_size=world_size,
         server_url=_web_address(env, "STEPFORGE_SERVER_URL"),
         server_key=_secret(env, "STEPFORGE_SERVER_KEY"),
         server_concurrency=positive("SERVER_CONCURRENCY", 32),
         judge_url=_web_address(env, "STEPFORGE_JUDGE_URL"),
         judge_key=_secret(env, "STEPFORGE_JUDGE_KEY"),
     )
+
+
+def _launched(env: dict[str, str]) -> tuple[int, int]:
+    """(rank, world size) as a launcher set them; without one, this process is alone."""
+    if "RANK" not in env or "WORLD_SIZE" not in env:
+        return 0, 1
+    rank, size = env["RANK"], env["WORLD_SIZE"]
+    if not (rank.isascii() and rank.isdigit() and size.isascii() and size.isdigit() and int(rank) < int(size)):
+        what = f"RANK={rank!r} and WORLD_SIZE={size!r} name no process"
+        raise SettingsError("environment", what, "torchrun sets them; otherwise unset both")
+    return int(rank), int(size)
+
+
+def _switch(env: dict[str, str], name: str) -> bool:
+    text = env.get(name, "0")
+    if text not in ("0", "1"):
+        raise SettingsError("environment", f"{name}={text!r} is neither 0 nor 1", f"for example {name}=1")
+    return text == "1"
+
+
+def _existing_file(env: dict[str, str], name: str) -> Path | None:
+    text = env.get(name)
+    if not text:
+        return None
+    if not Path(text).is_file():
+        raise SettingsError("environment", f"{name}={text!r} is no file", "for example infra/deepspeed/zero2.json")
+    return Path(text)
 
 
 def _web_address(env: dict[str, str], name: str) -> str | None:

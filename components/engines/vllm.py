@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from components.checkpoints import load_processor, location, policy_digest
 from components.engines import Completion, Prompt
-from components.errors import EngineError
+from components.errors import EngineError, TryAgainError, one_line
 from components.records import bytes_digest
 from components.render import Renderer
 from components.settings import Sampling
@@ -25,7 +25,7 @@ _BANNED_LOGIT = -1e9
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the model in this process: nothing is left running when it is killed
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_LEVEL": "CRITICAL",  # what it raises is told by us, in one line instead of thousands
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # as many threads as STEPFORGE_THREADS says, not one a core
     "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB; without it, half of the machine's memory
 }
@@ -57,6 +57,7 @@ class VllmEngine:
 
         Raises:
             EngineError: vLLM refuses the prompts or the sampling.
+            TryAgainError: vLLM broke down while it sampled.
         """
         from vllm.exceptions import VLLMValidationError
 
@@ -83,9 +84,21 @@ class VllmEngine:
         if not requests:
             return [[] for _ in asked]
         settings = [self._settings(sampling, seed) for some in seeds for seed in some]
-        answers = iter(self.llm.generate(requests, settings, use_tqdm=False))
+        answers = iter(self._answers(requests, settings))
         rows = [[self._completion(next(answers).outputs[0]) for _ in some] for some in seeds]
         return [row if sampling.temperature else row * len(p.seeds) for row, (p, _) in zip(rows, asked, strict=True)]
+
+    def _answers(self, requests: list[dict[str, Any]], settings: list[Any]) -> Any:
+        from vllm.exceptions import VLLMValidationError
+
+        try:
+            return self.llm.generate(requests, settings, use_tqdm=False)
+        except VLLMValidationError:
+            raise
+        except Exception as error:  # of any kind; what runs inside is not to be used again, so another process must try
+            what = f"broke down while it sampled: {type(error).__name__}: {one_line(str(error), 200)}"
+            hint = "the same command goes on where the journal ends; if it breaks again, STEPFORGE_ENGINE=hf"
+            raise TryAgainError("vllm", what, hint) from error
 
     def _settings(self, sampling: Sampling, seed: int) -> Any:
         from vllm import SamplingParams
@@ -153,7 +166,9 @@ def _load(name: str, revision: str | None, device: str) -> Any:
             load_format="safetensors",
             trust_remote_code=False,
             enforce_eager=on_cpu,  # compiling takes minutes on processors
+            enable_chunked_prefill=not on_cpu,  # a prompt read in two parts turns its seed's stream back: not on processors
             enable_prefix_caching=True,
+            use_tqdm_on_load=False,
             disable_log_stats=True,
             seed=0,
         )

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from components.checkpoints import files_digest, load_model
-from components.engines import Prompt, hf
+from components.engines import Prompt, decoding, hf
 from components.engines.hf import HfEngine, _uniforms
 from components.errors import EngineError
 from components.records import write_json
@@ -195,7 +195,7 @@ def test_the_fused_attention_of_a_gpu_sees_the_same_columns(opened, monkeypatch,
     shown = (picture(0),) if sees(engine) else ()
     prompts = [Prompt(QUESTIONS[i % 3], shown, PREFILL * i, tuple(range(i, i + 4))) for i in range(5)]
     by_hand = engine.generate(prompts, SAMPLING)
-    monkeypatch.setattr(hf, "_BY_HAND", ())
+    monkeypatch.setattr(decoding, "_BY_HAND", ())
     fused = engine.generate(prompts, SAMPLING)
     assert texts(fused) == texts(by_hand)
     for row, other in zip(fused, by_hand, strict=True):
@@ -208,14 +208,14 @@ def test_no_batch_takes_more_memory_than_there_is(opened, monkeypatch, share):
     prompts = [Prompt(QUESTIONS[i % 3], (picture(0),), PREFILL * i, tuple(range(i, i + 4))) for i in range(7)]
     expected = texts(engine.generate(prompts, SAMPLING))
     longest = max(len(engine._encode(prompt).ids) for prompt in prompts) + SAMPLING.max_tokens
-    row_bytes = longest * engine._token_bytes + engine._logits_bytes
-    assert engine._token_bytes == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, numbers a head, bytes
+    row_bytes = longest * engine.decoder.token_bytes + engine._logits_bytes
+    assert engine.decoder.token_bytes == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, numbers a head, bytes
     engine._room_bytes = int(28 * row_bytes * share)
     sizes = sizes_of_batches(engine, monkeypatch)
     assert texts(engine.generate(prompts, SAMPLING)) == expected
     assert sum(rows for rows, _ in sizes) == 28
     for rows, width in sizes:
-        size = rows * ((width + SAMPLING.max_tokens) * engine._token_bytes + engine._logits_bytes)
+        size = rows * ((width + SAMPLING.max_tokens) * engine.decoder.token_bytes + engine._logits_bytes)
         assert size <= engine._room_bytes or rows == 1
     assert (len(sizes) == 1) == (share == 1.0)
 
@@ -224,7 +224,7 @@ def test_long_prompts_are_read_a_few_at_a_time(opened, monkeypatch):
     engine = opened("hf internvl")
     prompts = [Prompt(QUESTIONS[0], (picture(i),), "", (1, 2)) for i in range(7)]
     expected = texts(engine.generate(prompts, SAMPLING))
-    monkeypatch.setattr(hf, "PREFILL_TOKENS", 3 * len(engine._encode(prompts[0]).ids))
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 3 * len(engine._encode(prompts[0]).ids))
     assert texts(engine.generate(prompts, SAMPLING)) == expected
 
 
@@ -238,7 +238,7 @@ def test_a_model_with_a_sliding_window_is_decoded_length_by_length(tmp_path, mon
     Qwen2ForCausalLM(Qwen2Config(**text_sizes(tokenizer) | sliding)).save_pretrained(tmp_path)
     name_policy(tmp_path)
     engine = Watched(tmp_path, device="cpu")
-    assert not engine.merges_lengths
+    assert not engine.decoder.merges_lengths
     prompts = [Prompt(QUESTIONS[i % 3], (), PREFILL * (i % 2), (i, i + 1)) for i in range(6)]
     sizes = sizes_of_batches(engine, monkeypatch)
     together = texts(engine.generate(prompts, SAMPLING))

@@ -7,7 +7,7 @@ import torch
 
 from components.engines import Prompt
 from components.engines.hf import HfEngine
-from components.errors import EngineError
+from components.errors import EngineError, TryAgainError
 from components.settings import Sampling
 from tests.conftest import picture
 from tests.contract.conftest import HAS_VLLM
@@ -97,6 +97,26 @@ def test_what_vllm_refuses_is_an_error_with_a_hint(opened, name):
     with pytest.raises(EngineError, match=r"temperature must be in \[0, 2\]") as caught:
         opened(name).generate(PROMPTS[:1], Sampling(temperature=5.0, max_tokens=4))
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["vllm", "server vllm"])
+def test_more_prompts_than_are_read_at_once_are_answered(opened, name):
+    prompts = [Prompt(QUESTIONS[i % 3], (picture(i),), PREFILL * (i % 7), (i, i + 1, i + 2)) for i in range(120)]
+    read = sum(3 * (20 + 5 * (i % 7)) for i in range(120))
+    assert read > 2 * 4096  # what vLLM reads in one step on processors
+    rows = opened(name).generate(prompts, GREEDY.model_copy(update={"temperature": 1.0, "max_tokens": 3}))
+    assert [len(row) for row in rows] == [3] * 120
+
+
+def test_what_breaks_inside_is_to_be_tried_again_in_one_line(vllm_engine, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("CPU Generator\n does not use offset")
+
+    monkeypatch.setattr(vllm_engine.llm, "generate", broken)
+    with pytest.raises(TryAgainError, match="broke down while it sampled: RuntimeError: CPU Generator does not") as caught:
+        vllm_engine.generate(PROMPTS[:1], SAMPLING)
+    assert caught.value.exit_code == 75
+    assert "journal" in caught.value.hint
 
 
 def test_another_model_than_the_servers_is_refused(vllm_server, tiny_policy):

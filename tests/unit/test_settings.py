@@ -200,3 +200,14 @@ def test_a_block_that_no_prefix_has_room_for_is_an_error_and_not_a_run_without_r
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(SettingsError, match="max_per_prefix 2 leaves no room for a block of 4"):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("model", ["", "  ", "\n"])
+def test_a_judge_without_a_name_is_refused_in_one_line(changed, model):
+    error = refusal(changed, "verify.judge", {"model": model})
+    assert f"verify.judge.model = {model!r}: string should have at least 1 character" in str(error)
+    assert "\n" not in error.lines().removesuffix(f"\nhint: {error.hint}")
+
+
+def test_a_judges_name_is_read_without_the_spaces_around_it(changed):
+    assert changed("verify.judge", {"model": " judge "}).verify.judge.model == "judge"

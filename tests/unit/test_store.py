@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -176,6 +177,113 @@ def test_a_journal_with_a_broken_page_is_said(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DataError, match="the journal cannot be used"):
         Journal(path).get(KEYS)
+
+
+CONTENT = {
+    key: (f"text {i} " + "é" * (7 * i % 400 if i % 5 == 0 else i % 40), "stop", i, -0.5 * i)
+    for i, key in enumerate(KEYS[:60])
+}
+PAGE_BYTES = 512
+
+
+@pytest.fixture(scope="module")
+def cut_short(tmp_path_factory):
+    """(bytes of the file, bytes of its log) -> a journal with so much of CONTENT; None: all, 0 of a log: none.
+
+    Its last two batches are only in the log.
+    """
+    folder = tmp_path_factory.mktemp("cut")
+    source = folder / "source"
+    with sqlite3.connect(source) as db:
+        db.execute(f"PRAGMA page_size={PAGE_BYTES}")
+        db.execute("VACUUM")
+    db.close()
+    first, live = list(CONTENT.items()), Journal(source)
+    live.put(first[:40])
+    live._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    live.put(first[40:50])
+    live.put(first[50:])
+    logged = [(folder / name).read_bytes() for name in ("source", "source-wal")]
+    live.close()
+    whole = source.read_bytes()
+
+    def call(size=None, log_size=0):
+        for left in folder.glob("journal*"):
+            left.unlink()
+        (folder / "journal").write_bytes((logged[0] if log_size != 0 else whole)[:size])
+        if log_size != 0:
+            (folder / "journal-wal").write_bytes(logged[1][:log_size])
+        return folder / "journal"
+
+    call.whole, call.logged = whole, logged
+    return call
+
+
+def reopened(path):
+    """What a journal still knows of CONTENT; it must be right, and the journal as good as new."""
+    journal = Journal(path)
+    found = journal.get(KEYS[:60])
+    assert found.items() <= CONTENT.items()
+    journal.put(CONTENT.items())
+    assert journal.get(KEYS[:60]) == CONTENT
+    assert journal._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    journal.close()
+    return len(found)
+
+
+def test_a_journal_that_was_cut_anywhere_is_mended_as_it_is_opened(cut_short, capsys):
+    whole = len(cut_short.whole)
+    assert reopened(cut_short()) == 60
+    assert "cut short" not in capsys.readouterr().err
+    before = 0
+    for cut in sorted({*range(0, whole, 509), *range(0, whole, 2 * PAGE_BYTES), *range(whole - PAGE_BYTES, whole, 31)}):
+        path = cut_short(cut)
+        known = reopened(path)
+        assert known >= before  # more of the file, more of its rows
+        before = known
+        said = capsys.readouterr().err
+        assert (f"was cut short: {known} completions are kept" in said) == (cut > 0)  # nothing at all is a new journal
+        assert cut == 0 or path.with_name("journal.torn").read_bytes() == cut_short.whole[:cut]
+    assert before >= 54
+
+
+def test_a_log_that_was_cut_anywhere_keeps_whole_batches(cut_short, capsys):
+    kept = {reopened(cut_short(None, cut)) for cut in range(1, len(cut_short.logged[1]) + 1, 1999)}
+    assert kept == {40, 50}
+    assert reopened(cut_short(None, None)) == 60
+    assert "cut short" not in capsys.readouterr().err
+
+
+def test_a_file_that_a_kill_left_short_while_its_log_was_written_back_loses_nothing(cut_short, capsys):
+    file = cut_short.logged[0]
+    path = cut_short(None, None)
+    path.write_bytes(cut_short.whole[: len(file)])  # the first pages are written back, and tell of those that are not yet
+    assert len(file) < len(cut_short.whole)
+    assert reopened(path) == 60
+    assert "cut short" not in capsys.readouterr().err
+
+
+def test_a_file_that_was_cut_short_beside_a_log_keeps_what_either_has(cut_short):
+    file = len(cut_short.logged[0])
+    counts = [reopened(cut_short(cut, None)) for cut in range(PAGE_BYTES, file, 1009)]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+def test_a_large_journal_that_was_cut_short_is_mended_in_seconds(tmp_path):
+    journal = Journal(tmp_path / "journal")
+    keys = [digest("large", i) for i in range(20_000)]
+    journal.put((key, row(i, "x" * 150)) for i, key in enumerate(keys))
+    journal.close()
+    size = (tmp_path / "journal").stat().st_size
+    os.truncate(tmp_path / "journal", size * 9 // 10 + 100)
+    started = time.process_time()
+    journal = Journal(tmp_path / "journal")
+    assert time.process_time() - started < 10
+    found = journal.get(keys)
+    assert 0.85 * len(keys) < len(found) < len(keys)
+    assert all(found[key] == row(i, "x" * 150) for i, key in enumerate(keys) if key in found)
+    journal.close()
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):
