@@ -26,9 +26,9 @@ from components.estimation import (
 )
 from components.forest import Forest
 from components.search import Counts, Outcome, Request, Search, State, passed
-from components.texts import beyond_counts, texts_of
+from components.texts import beyond_counts, know, texts_of
 
-PRICE = 0.002  # summed variance of the labels that a rollout of typical length must take away
+PRICE = 0.0015  # summed variance of the labels that a rollout of typical length must take away
 _PROBLEMS_PER_BATCH = 256  # bounds memory; decides nothing else
 _KERNELS = (DEFAULT, UNRELATED)
 _SHARES = (0.97, 0.03)  # of problems whose steps are related, and whose are not
@@ -45,6 +45,8 @@ class Solution:
     """Tokens the solution itself spent after each of them: what a rollout from there is expected to cost."""
     verdict: str
     """right | wrong | unknown"""
+    tails: Sequence[State] = ()
+    """What it wrote after each of them, so that a rollout that writes the same is known for it; empty: not told."""
 
 
 def joint(
@@ -93,6 +95,24 @@ def joint(
             batch.count(node, outcomes, reuse=reuse)
 
 
+def own_texts(
+    problems: Mapping[str, Sequence[Solution]], node: Mapping[tuple[int, Any], int]
+) -> list[tuple[int, str, State]]:
+    """Node, verdict and units of everything that solutions themselves wrote after a prefix, each once.
+
+    Args:
+        node: (number of the problem, state) -> node.
+    """
+    found = {
+        (node[p, state], solution.verdict, tail): None
+        for p, solutions in enumerate(problems.values())
+        for solution in solutions
+        for state, tail in zip(solution.states, solution.tails, strict=False)
+        if solution.verdict in ("right", "wrong")
+    }
+    return list(found)
+
+
 class _Batch:
     """Some problems' trees and what is known of them so far."""
 
@@ -106,6 +126,8 @@ class _Batch:
         tails = [float(tokens) for solution in solutions for tokens in solution.tail_tokens]
         self.labels_N, self.cost_N = _labels_and_costs(self.forest, np.array(tails))
         self.seen: dict[int, Counts] = {}  # of nodes with texts to remember
+        for node, verdict, units in own_texts(problems, self.node):
+            know(self.seen.setdefault(node, Counts()), verdict, units)
         self.is_new = True
 
     def request(self, node: int, num: int) -> Request:

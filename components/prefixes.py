@@ -12,6 +12,7 @@ from typing import Any
 from components.records import prefix_id
 from components.search import Counts, Outcome, State, tally
 from components.tasks import Task
+from components.texts import know
 
 Row = dict[str, Any]
 _MASS_STEPS = 1000  # probabilities are cut to three places: batches round sums differently, a bound must not be too high
@@ -30,6 +31,23 @@ def unfinished(task: Task, steps: Sequence[str]) -> list[State]:
         units += task.units([step])
         out.append(units)
     return out
+
+
+def own_tails(task: Task, steps: Sequence[str]) -> list[State]:
+    """What a solution itself wrote after each of its unfinished prefixes, in the units of a continuation."""
+    whole = tuple(task.units(steps))
+    return [whole[len(state) :] for state in unfinished(task, steps)]
+
+
+def own_texts(task: Task, solutions: Iterable[Mapping[str, Any]]) -> list[tuple[State, str, State]]:
+    """(prefix, verdict, units) of all that usable solutions wrote after a prefix, each once."""
+    found = {
+        (state, row["verdict"], tail): None
+        for row in solutions
+        if is_usable(row) and row.get("verdict") in ("right", "wrong")
+        for state, tail in zip(unfinished(task, row["steps"]), own_tails(task, row["steps"]), strict=True)
+    }
+    return list(found)
 
 
 def outcome(task: Task, continuation: Mapping[str, Any], *, temperature: float | None = None) -> Outcome:
@@ -69,6 +87,7 @@ def prefix_rows(
         digests: policy_digest and verifier_digest.
         temperature: at which the continuations were sampled; None if that is not known.
     """
+    solutions = list(solutions)
     states: dict[State, None] = {(): None}
     for row in solutions:
         if is_usable(row):
@@ -77,6 +96,8 @@ def prefix_rows(
     told = ((state, row) for state, rows in continuations.items() for row in rows)
     outcomes = ((state, outcome(task, row, temperature=temperature)) for state, row in told)
     counts = tally(states, outcomes, reuse=reuse)
+    for state, verdict, units in own_texts(task, solutions):
+        know(counts[state], verdict, units)
     out = []
     for state in sorted(states, key=lambda s: (len(s), s)):
         name, count = prefix_id(problem, state), counts[state]

@@ -13,7 +13,7 @@ from typing import Any
 
 from components.errors import DataError
 from components.lineage import SUMMARY
-from components.prefixes import is_usable, outcome, prefix_rows, unfinished
+from components.prefixes import is_usable, outcome, own_tails, prefix_rows, unfinished
 from components.progress import say
 from components.records import (
     CONTINUATION,
@@ -218,7 +218,8 @@ def roll_out(sampler: Sampler, problems: Mapping[str, Row], params: Params) -> R
     known: dict[str, list[Solution]] = {problem: [] for problem in problems}
     for row in rolled.usable():
         states = unfinished(rolled.task, row["steps"])
-        known[row["problem_id"]].append(Solution(states, rolled.tail_tokens(row), row["verdict"]))
+        tails = own_tails(rolled.task, row["steps"])
+        known[row["problem_id"]].append(Solution(states, rolled.tail_tokens(row), row["verdict"], tails))
     rolled.drive((joint if isinstance(settings, Joint) else first_errors)(known, reuse=reuse, **options))
     return rolled
 

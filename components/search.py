@@ -82,7 +82,7 @@ class Counts:
 
     def seen(self, verdict: str) -> tuple[list[float], int]:
         """Probabilities of the distinct texts of this verdict that are remembered, and how often one of them came again."""
-        found = [text for (v, _), text in self.texts.items() if v == verdict]
+        found = [text for (v, _), text in self.texts.items() if v == verdict and text[0] > 0]
         return sorted((mass for mass, _ in found), reverse=True), sum(times - 1 for _, times in found)
 
     @property

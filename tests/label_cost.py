@@ -18,11 +18,11 @@ import numpy as np
 from components.estimation import POSITIVE, Posteriors, beta_shrinkage, fit, guard, posteriors
 from components.first_errors import first_errors
 from components.forest import Forest
-from components.joint import Solution, joint
+from components.joint import Solution, joint, own_texts
 from components.prefixes import mass_of
 from components.records import seed_for
 from components.search import Counts, Outcome, Search, State, monte_carlo, tally
-from components.texts import beyond_counts, texts_of
+from components.texts import beyond_counts, know, texts_of
 
 NUM_REFERENCE = 200
 NUM_BANKED = 400
@@ -148,7 +148,8 @@ class KnownTruth(World):
                     self.rows[name, key] = of_state[state]
                     known = [o.verdict == "right" for o, _ in of_state[state][:NUM_REFERENCE] if o.verdict != "unknown"]
                     self.values[name, key] = float(np.mean(known))
-                self.problems[name].append(Solution(keys, tail_tokens, verdict))
+                tails = [shown(steps[cut:]) for cut in range(1, len(steps))]
+                self.problems[name].append(Solution(keys, tail_tokens, verdict, tails))
 
     def continuations(self, problem: str, state: State, first: int, num: int, replicate: int) -> list[tuple[Outcome, int]]:
         rows = self.rows[problem, state][NUM_REFERENCE:]
@@ -241,6 +242,7 @@ class Bench:
         self.names = list(world.problems)
         self.forest = Forest.build([[(s.states, s.verdict) for s in world.problems[name]] for name in self.names])
         self.keys = [(self.names[p], key) for p, key in zip(self.forest.problem, self.forest.keys, strict=True)]
+        self.node = {(int(p), key): i for i, (p, key) in enumerate(zip(self.forest.problem, self.forest.keys, strict=True))}
         self.truth = np.array([world.values.get(key, np.nan) for key in self.keys])[self.forest.path]
         self.problem = self.forest.problem[self.forest.path]
         verdicts = [s.verdict for name in self.names for s in world.problems[name]]
@@ -274,7 +276,10 @@ class Bench:
         for (name, state), some in outcomes.items():
             found[name] += [(state, outcome) for outcome in some]
         tallies = {name: tally(known[name], found[name], reuse=reuse) for name in self.names}
-        return [tallies[name].get(state, Counts()) for name, state in self.keys]
+        counts = [tallies[name].get(state, Counts()) for name, state in self.keys]
+        for node, verdict, units in own_texts(self.world.problems, self.node):
+            know(counts[node], verdict, units)
+        return counts
 
     def counts(self, outcomes: Mapping[Any, Sequence[Outcome]], *, reuse: bool) -> tuple[Any, Any]:
         """(k, n) of every node."""

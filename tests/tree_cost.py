@@ -13,7 +13,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -240,11 +240,13 @@ class Drive:
     """By problem."""
     batches: list[int]
     """Sequences in each."""
+    costs: dict[tuple[str, State], list[int]]
+    """Tokens of each outcome."""
 
 
 def driven(world: World, search: Search) -> Drive:
     """Run a search in a world."""
-    done = Drive(None, {}, dict.fromkeys(world.problems, 0), [])
+    done = Drive(None, {}, dict.fromkeys(world.problems, 0), [], {})
     answers = None
     while True:
         try:
@@ -257,6 +259,7 @@ def driven(world: World, search: Search) -> Drive:
         answers = [[outcome for outcome, _ in row] for row in sampled]
         for r, row in zip(requests, sampled, strict=True):
             done.outcomes.setdefault((r.problem, r.state), []).extend(outcome for outcome, _ in row)
+            done.costs.setdefault((r.problem, r.state), []).extend(tokens for _, tokens in row)
             done.tokens[r.problem] += sum(tokens for _, tokens in row)
 
 
@@ -264,19 +267,82 @@ Labels = Mapping[tuple[str, State], float]
 """(problem, unfinished prefix) -> its estimated value"""
 
 
-def errors(world: World, labels: Labels) -> dict[str, float]:
-    """Root of the mean squared error (less the references' own), and the share of wrong signs."""
+@dataclass(frozen=True)
+class Scores:
+    """What a set of labels cost and how far off it was, by problem."""
+
+    tokens_P: np.ndarray
+    labels_P: np.ndarray
+    squares_P: np.ndarray
+    """Squared errors less the references' own."""
+    of_16_P: np.ndarray
+    """What 16 independent rollouts at each of these prefixes would have."""
+    hard_P: np.ndarray
+    """Wrong signs."""
+
+    def each(self, what: str) -> float:
+        """Per label."""
+        return float(getattr(self, what).sum() / self.labels_P.sum())
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean squared error."""
+        return max(0.0, self.each("squares_P")) ** 0.5
+
+
+def scored(world: World, labels: Labels, tokens: Mapping[str, float], problems: Sequence[str]) -> Scores:
+    """Labels against the values of their prefixes."""
     truth = world.values(labels)
-    pairs = [(labels[key], *truth[key]) for key in labels if key in truth]
-    squared = float(np.mean([(a - b) ** 2 - noise for a, b, noise in pairs]))
-    wrong_sign = float(np.mean([(a > POSITIVE) != (b > POSITIVE) for a, b, _ in pairs]))
-    of_16 = float(np.mean([max(0.0, b * (1 - b) - noise) / 16 for _, b, noise in pairs]))
-    return {
-        "rmse": max(0.0, squared) ** 0.5,
-        "rmse_of_16": of_16**0.5,  # what 16 independent rollouts at each of these prefixes would have
-        "hard_error": wrong_sign,
-        "mean_value": float(np.mean([b for _, b, _ in pairs])),
-    }
+    place = {problem: i for i, problem in enumerate(problems)}
+    known = [key for key in labels if key in truth]
+    at = np.array([place[problem] for problem, _ in known], dtype=np.int64)
+    said, value, noise = (np.array(x) for x in zip(*((labels[key], *truth[key]) for key in known), strict=True))
+
+    def by_problem(x: np.ndarray | None) -> np.ndarray:
+        return np.bincount(at, x, minlength=len(problems)).astype(float)
+
+    return Scores(
+        np.array([float(tokens[problem]) for problem in problems]),
+        by_problem(None),
+        by_problem((said - value) ** 2 - noise),
+        by_problem(np.maximum(0.0, value * (1 - value) - noise) / 16),
+        by_problem((said > POSITIVE) != (value > POSITIVE)),
+    )
+
+
+def times_fewer(trees: Scores, curve: Sequence[Scores], what: str, num_resamples: int = 1000) -> tuple[float, float, float]:
+    """The trees' tokens a label over those of a curve at the trees' error, and its 95 % interval over problems.
+
+    Interpolated in (log error, log tokens), never extrapolated: the cheapest setting where even that is better, 0
+    where none is as good.
+
+    Args:
+        what: rmse | rmse over that of 16 rollouts | hard error
+    """
+    rng = np.random.default_rng(0)
+    num = len(trees.labels_P)
+    picks = np.vstack([np.ones(num), rng.multinomial(num, np.full(num, 1 / num), size=num_resamples)])
+
+    def summed(s: Scores) -> tuple[np.ndarray, np.ndarray]:
+        error = picks @ (s.hard_P if what == "hard error" else s.squares_P)
+        error /= picks @ (s.of_16_P if what == "rmse over that of 16 rollouts" else s.labels_P)
+        return np.log(picks @ s.tokens_P) - np.log(picks @ s.labels_P), np.log(np.maximum(error, 1e-9))
+
+    tokens, aim = summed(trees)
+    points = [summed(s) for s in curve]
+    ratios = []
+    for i in range(len(picks)):
+        line = sorted((e[i], t[i]) for t, e in points)
+        needed = np.interp(aim[i], [e for e, _ in line], [t for _, t in line], left=np.inf)
+        ratios.append(float(np.exp(tokens[i] - needed)))
+    return ratios[0], *(float(q) for q in np.quantile(ratios[1:], [0.025, 0.975]))
+
+
+def report_curve(trees: Scores, curve: Sequence[Scores]) -> None:
+    """How many times fewer tokens a label than the trees, at each of their errors."""
+    for what in ("rmse", "rmse over that of 16 rollouts", "hard error"):
+        found = times_fewer(trees, curve, what)
+        print("    fewer tokens at the trees' {:31} {:.2f}x [{:.2f}, {:.2f}]".format(what + ":", *found), flush=True)
 
 
 def tree_labels(trees: Mapping[str, Tree]) -> dict[tuple[str, State], float]:
@@ -305,14 +371,14 @@ def _is_measured(tree: Tree, state: State) -> bool:
     return state in tree.nodes and tree.nodes[state].counts.num_verdicts > 0
 
 
-def report_trees(world: World, **arguments: Any) -> tuple[dict[str, float], list[str]]:
-    """Grow the trees of all problems together and print what they cost; returns that, and the problems with a tree."""
+def report_trees(world: World, **arguments: Any) -> tuple[Scores, dict[str, Tree], Drive]:
+    """Grow the trees of all problems together and print what they cost; returns that of the problems with a tree."""
     drive = driven(world, together({p: omegaprm(p, **arguments) for p in world.problems}))
     trees: dict[str, Tree] = drive.value
     labels = tree_labels(trees)
     grown = [p for p, tree in trees.items() if tree.dropped is None]
     tokens = sum(drive.tokens.values())
-    found = errors(world, labels)
+    found = scored(world, labels, drive.tokens, grown)
     sequences = np.array(drive.batches)
     out = {
         "problems": len(trees),
@@ -322,7 +388,9 @@ def report_trees(world: World, **arguments: Any) -> tuple[dict[str, float], list
         "labels": len(labels),
         "tokens_per_label": tokens / len(labels),
         "tokens_per_label_of_trees": sum(drive.tokens[p] for p in grown) / len(labels),
-        **found,
+        "rmse": found.rmse,
+        "rmse_of_16": found.each("of_16_P") ** 0.5,
+        "hard_error": found.each("hard_P"),
         "kept_solutions": sum(len(tree.paths) for tree in trees.values()),
         "labelled_frac_whole": labelled_frac(trees, whole=True),
         "labelled_frac_path": labelled_frac(trees, whole=False),
@@ -333,10 +401,10 @@ def report_trees(world: World, **arguments: Any) -> tuple[dict[str, float], list
     }
     for name, value in out.items():
         print(f"  {name:28} {value:,.4f}" if isinstance(value, float) else f"  {name:28} {value:,}", flush=True)
-    return out, grown
+    return found, {p: trees[p] for p in grown}, drive
 
 
-PRICES = (0.3, 0.1, 0.03, 0.01, 0.005, 0.003, 0.002, 0.001, 0.0005)
+PRICES = (0.1, 0.03, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0002, 0.0001)
 COUNTS = (4, 8, 16)
 
 
@@ -380,10 +448,7 @@ def brute_force(world: World, solutions: Solutions, num_continuations: float, *,
 
 def jointly(world: World, solutions: Solutions, price: float, *, reuse: bool) -> tuple[Drive, Labels]:
     """All prefixes of a problem together, sampled where it tells most: the posterior mean."""
-    from components.estimation import fit, posteriors
-    from components.forest import Forest
-    from components.joint import Solution, joint
-    from components.texts import beyond_counts, texts_of
+    from components.joint import Solution
 
     chains: dict[str, list[Solution]] = {p: [] for p in solutions.texts}
     for problem, texts in solutions.texts.items():
@@ -391,13 +456,30 @@ def jointly(world: World, solutions: Solutions, price: float, *, reuse: bool) ->
             lengths = [len(unit) for unit in _plain(units)]
             cuts = range(1, len(units))
             tails = [tokens * sum(lengths[cut:]) / sum(lengths) for cut in cuts]
-            chains[problem].append(Solution([units[:cut] for cut in cuts], tails, verdict))
+            written = [units[cut:] for cut in cuts]
+            chains[problem].append(Solution([units[:cut] for cut in cuts], tails, verdict, written))
+    return estimated(world, chains, price, reuse=reuse)
+
+
+def estimated(world: World, chains: Mapping[str, Sequence[Any]], price: float, *, reuse: bool) -> tuple[Drive, Labels]:
+    """Placement and the posterior mean of every prefix of these solutions."""
+    from components.estimation import fit, posteriors
+    from components.forest import Forest
+    from components.joint import joint, own_texts
+    from components.texts import beyond_counts, know, texts_of
+
     drive = driven(world, joint(chains, price=price, reuse=reuse))
-    counts = solutions.tally(drive, reuse=reuse)
+    outcomes: dict[str, list[tuple[State, Outcome]]] = {p: [] for p in chains}
+    for (problem, state), found in drive.outcomes.items():
+        outcomes[problem] += [(state, outcome) for outcome in found]
+    counts = {p: tally(dict.fromkeys(s for c in chains[p] for s in c.states), outcomes[p], reuse=reuse) for p in chains}
     names = list(chains)
     forest = Forest.build([[(chain.states, chain.verdict) for chain in chains[p]] for p in names])
     keys: list[tuple[str, Any]] = [(names[forest.problem[i]], forest.keys[i]) for i in range(forest.num_nodes)]
     own = [Counts() if state is None else counts[problem][state] for problem, state in keys]
+    places = {(int(p), key): i for i, (p, key) in enumerate(zip(forest.problem, forest.keys, strict=True))}
+    for node, verdict, units in own_texts(chains, places):
+        know(own[node], verdict, units)
     right, total = np.array([c.num_right for c in own]), np.array([c.num_verdicts for c in own])
     beyond = beyond_counts(right, total, {i: texts_of(count) for i, count in enumerate(own)})
     kernel = fit(forest, right, total, beyond_NG=beyond)
@@ -405,13 +487,67 @@ def jointly(world: World, solutions: Solutions, price: float, *, reuse: bool) ->
     return drive, {key: float(posterior.mean[i]) for i, key in enumerate(keys) if key[1] is not None}
 
 
-def report_modes(world: World, problems: Sequence[str], trees: Mapping[str, float], num_solutions: int) -> None:
+def same_prefixes(trees: Mapping[str, Tree], drive: Drive) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """The trees' labelled prefixes as solutions without a verdict, and the tokens of the rollouts that wrote them.
+
+    One solution for each labelled prefix that no other one continues. The trees chose them for how their rollouts
+    ended, so that their ends must say nothing.
+    """
+    from components.joint import Solution
+
+    chains: dict[str, list[Any]] = {}
+    writing: dict[str, float] = {}
+    for problem, tree in trees.items():
+        known = {state for p, state in tree_labels({problem: tree})}
+        made_by: dict[State, tuple[State, int]] = {}  # prefix -> the first rollout that wrote it
+        for state in tree.nodes:
+            for index, outcome in enumerate(drive.outcomes.get((problem, state), ())):
+                for cut in range(1, len(outcome.units)):
+                    made_by.setdefault(state + outcome.units[:cut], (state, index))
+        inner = {state[:cut] for state in known for cut in range(1, len(state))}
+        chains[problem], written = [], set()
+        for last in sorted(known - inner):
+            states = [last[:cut] for cut in range(1, len(last) + 1) if last[:cut] in known]
+            start, index = made_by[last]
+            written.add((start, index))
+            outcome, tokens = drive.outcomes[problem, start][index], drive.costs[problem, start][index]
+            lengths = [len(unit) for unit in _plain(outcome.units)]
+            each = tokens / max(1, sum(lengths))  # of a character
+            whole = _plain(start + outcome.units)
+            tails = [each * sum(len(unit) for unit in whole[len(state) :]) for state in states]
+            chains[problem].append(Solution(states, tails, "unknown"))
+        writing[problem] = float(sum(drive.costs[problem, start][index] for start, index in written))
+    return chains, writing
+
+
+def report_same(world: World, trees: Mapping[str, Tree], of_trees: Scores, tree_drive: Drive) -> None:
+    """Label exactly the prefixes that the trees label, and compare at equal error: like for like."""
+    chains, writing = same_prefixes(trees, tree_drive)
+    for reuse in (False, True):
+        print(f"  joint on the trees' own labelled prefixes{', with reuse' if reuse else ''}")
+        print("  setting   labels  tokens a label  and to write them    rmse  of 16  hard error")
+        alone, whole = [], []
+        for price in PRICES:
+            drive, labels = estimated(world, chains, price, reuse=reuse)
+            s = scored(world, labels, drive.tokens, list(trees))
+            alone.append(s)
+            whole.append(replace(s, tokens_P=s.tokens_P + np.array([writing[p] for p in trees])))
+            print(
+                f"  {price:7} {int(s.labels_P.sum()):8,} {s.each('tokens_P'):15,.1f} {whole[-1].each('tokens_P'):18,.1f}"
+                f" {s.rmse:7.4f} {s.each('of_16_P') ** 0.5:6.4f} {s.each('hard_P'):11.4f}",
+                flush=True,
+            )
+        report_curve(of_trees, whole)
+        print("    without the rollouts that wrote these prefixes:")
+        report_curve(of_trees, alone)
+
+
+def report_modes(world: World, problems: Sequence[str], trees: Scores, num_solutions: int) -> None:
     """Label every step of a few solutions of each problem by other means, and compare at equal error.
 
     Tokens count the solutions too. Labels are distinct prefixes, as in the trees.
     """
     solutions = Solutions.sampled(world, problems, num_solutions)
-    tree = trees["tokens_per_label_of_trees"]
     modes = [("brute force", brute_force, COUNTS), ("joint", jointly, PRICES)]
     for (name, mode, settings), reuse in itertools.product(modes, (False, True)):
         curve = []
@@ -419,38 +555,20 @@ def report_modes(world: World, problems: Sequence[str], trees: Mapping[str, floa
         print("  setting   labels  steps labelled  tokens a label    rmse  of 16  hard error  batches")
         for setting in settings:
             drive, labels = mode(world, solutions, setting, reuse=reuse)
-            error = errors(world, labels)
-            cost = (sum(drive.tokens.values()) + solutions.tokens) / len(labels)
-            curve.append((cost, error["rmse"], error["rmse"] / error["rmse_of_16"], error["hard_error"]))
+            tokens = {p: drive.tokens[p] + sum(t for _, _, t in solutions.texts[p]) for p in problems}
+            s = scored(world, labels, tokens, problems)
+            curve.append(s)
             steps = [
                 (p, u[:cut]) for p, texts in solutions.texts.items() for u, _, _ in texts for cut in range(1, len(u) + 1)
             ]
             ends = {(p, u) for p, texts in solutions.texts.items() for u, _, _ in texts}
             labelled = float(np.mean([step in labels or step in ends for step in steps]))
             print(
-                f"  {setting:7} {len(labels):8,} {labelled:15.4f} {cost:15,.1f} {error['rmse']:7.4f}"
-                f" {error['rmse_of_16']:6.4f} {error['hard_error']:11.4f} {len(drive.batches):8}",
+                f"  {setting:7} {len(labels):8,} {labelled:15.4f} {s.each('tokens_P'):15,.1f} {s.rmse:7.4f}"
+                f" {s.each('of_16_P') ** 0.5:6.4f} {s.each('hard_P'):11.4f} {len(drive.batches):8}",
                 flush=True,
             )
-        for what, column, aim in (
-            ("at the trees' RMSE", 1, trees["rmse"]),
-            ("at the trees' RMSE over that of 16 rollouts", 2, trees["rmse"] / trees["rmse_of_16"]),
-            ("at the trees' hard error", 3, trees["hard_error"]),
-        ):
-            needed = _tokens_at([(row[0], row[column]) for row in curve], aim)
-            print(
-                f"  {what:45}" + (f"{tree / needed:6.2f}x fewer tokens a label" if needed else "  not reached"), flush=True
-            )
-
-
-def _tokens_at(curve: Sequence[tuple[float, float]], aim: float) -> float | None:
-    """The tokens at which the error falls to `aim`: between the two points around it, both on a logarithmic scale."""
-    ordered = sorted(curve)
-    for (a, error_a), (b, error_b) in itertools.pairwise(ordered):
-        if error_a > aim >= error_b:
-            share = np.log(error_a / aim) / np.log(error_a / error_b)
-            return float(np.exp(np.log(a) + share * (np.log(b) - np.log(a))))
-    return ordered[0][0] if ordered[0][1] <= aim else None
+        report_curve(trees, curve)
 
 
 def main() -> None:
@@ -467,8 +585,9 @@ def main() -> None:
         tiny = TinyWorld(args.policy, args.seeds, args.cache, args.problems) if name != "text" else None
         print(f"{name}: OmegaPRM, MM-PRM's parameters")
         world = (UntiedWorld(tiny) if name == "untied" else tiny) if tiny else TextWorld(args.problems)
-        found, grown = report_trees(world)
-        report_modes(world, grown, found, args.solutions)
+        of_trees, trees, drive = report_trees(world)
+        report_same(world, trees, of_trees, drive)
+        report_modes(world, list(trees), of_trees, args.solutions)
         if tiny:
             tiny.save()
 

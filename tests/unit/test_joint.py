@@ -5,7 +5,7 @@ import pytest
 
 from components.estimation import fit, posteriors
 from components.forest import Forest
-from components.joint import Solution, _blocks, joint
+from components.joint import Solution, _blocks, joint, own_texts
 from components.records import seed_for
 from components.search import Outcome, Request, passed
 
@@ -190,3 +190,18 @@ def test_once_the_texts_seen_are_nearly_all_there_are_nothing_more_is_asked():
         for mass in (0.499, 0.0)
     ]
     assert spent[0] * 3 < spent[1]
+
+
+def test_what_solutions_wrote_is_known_once_at_each_of_their_prefixes():
+    states = [("a",), ("a", "b")]
+    one = Solution(states, [2.0, 1.0], "right", [("b", "c"), ("c",)])
+    other = Solution(states, [2.0, 1.0], "wrong", [("b", "d"), ("d",)])
+    unknown = Solution(states, [2.0, 1.0], "unknown", [("b", "e"), ("e",)])
+    untold = Solution([("z",)], [1.0], "right")
+    node = {(0, ("a",)): 1, (0, ("a", "b")): 2, (0, ("z",)): 3}
+    assert own_texts({"p": [one, one, other, unknown, untold]}, node) == [
+        (1, "right", ("b", "c")),
+        (2, "right", ("c",)),
+        (1, "wrong", ("b", "d")),
+        (2, "wrong", ("d",)),
+    ]

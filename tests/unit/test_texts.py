@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from components.estimation import DEFAULT, EDGES, NUM_CELLS, THETA, fit, posteriors, quarter
 from components.forest import Forest
 from components.search import Counts
-from components.texts import LONELINESS, Texts, beyond_counts, texts_of
+from components.texts import LONELINESS, Texts, beyond_counts, know, texts_of
 
 FORK = Forest.build([[(["a", "b"], "right"), (["a", "c"], "wrong")]])
 
@@ -63,6 +63,80 @@ def test_a_text_that_comes_again_says_nothing_more():
     often = told(7, 7, Texts([0.4], [], num_repeated_right=6))
     assert np.allclose(once, often)
     assert np.allclose(told(0, 1, Texts([], [0.4])), told(0, 7, Texts([], [0.4], num_repeated_wrong=6)))
+
+
+def test_what_a_solution_itself_wrote_bounds_the_value_and_is_no_verdict_a_second_time():
+    """One right text of .5, which is the solution's own, and a wrong one of .2: by hand, own first and without V."""
+
+    def formula(value):
+        alone = np.clip(1 - 0.5 / np.maximum(value, 1e-9), 0.001, 1) ** -LONELINESS
+        return alone * (1 - value) * np.where((value >= 0.5) & (value <= 0.8), 1.0, 1e-9)
+
+    exact = averaged(formula)
+    found = told(3, 4, Texts([0.5], [0.2], num_repeated_right=3))
+    inner = (EDGES[:-1] > 0.5) & (EDGES[1:] < 0.8)  # without the cell that has the pole
+    assert np.allclose(found[inner] / found[inner].max(), exact[inner] / exact[inner].max(), atol=0.02)
+    assert found[EDGES[1:] < 0.5].max() < 1e-4
+
+
+def test_however_many_new_texts_there_are_the_probability_they_cover_bounds_the_value():
+    """Seven wrong texts, each new, make low values likely; the right text of .8 forbids them."""
+    found = told(30, 40, Texts([0.8], [0.03, 0.02, 0.02, 0.01, 0.01, 0.01, 0.01], 30, 3))
+    assert found[EDGES[1:] < 0.8].sum() < 1e-3 * found.sum()
+
+
+def test_no_number_of_neighbours_outvotes_a_bound():
+    """Twelve prefixes behind one of them are worth nothing; a right text of .9 is known after it."""
+    bush = Forest.build([[(["a", f"b{i}"], "unknown") for i in range(12)]])
+    right, total = counts(bush, a=(3, 3), **{f"b{i}": (0, 20) for i in range(12)})
+    node = bush.keys.index("a")
+    beyond = beyond_counts(right, total, {node: Texts([0.9], [], num_repeated_right=2)})
+    known = posteriors(bush, right, total, beyond_NG=beyond)
+    assert known.mean[node] >= 0.9
+    assert posteriors(bush, right, total).mean[node] < 0.5
+
+
+def test_a_continuation_that_writes_what_a_solution_wrote_comes_again():
+    found = Counts()
+    know(found, "right", ("x",))
+    know(found, "wrong", ("never again",))
+    assert texts_of(found) == Texts([], [])
+    for _ in range(3):
+        found.add("right", units=("x",), mass=0.2)
+    found.add("right", units=("y",), mass=0.1)
+    assert texts_of(found) == Texts([0.2, 0.1], [], num_repeated_right=3)
+
+
+def test_where_every_rollout_repeats_its_solution_texts_do_not_leak_how_that_ended():
+    """Each prefix has one right and one wrong text, and its solution wrote one of them: fair if told, pulled if not."""
+    rng = np.random.default_rng(1)
+    forest = Forest.build([[(["a"], "right" if rng.random() < 0.5 else "wrong")] for _ in range(600)])
+    nodes = np.flatnonzero(forest.depth == 1)
+    is_right = forest.num_right_ends[nodes] == 1
+    values = np.zeros(forest.num_nodes)
+    values[nodes] = np.where(
+        is_right, rng.beta(2, 1, 600), rng.beta(1, 2, 600)
+    )  # P(V | verdict) of V ~ U(0, 1), P(right) = V
+    right, total = np.zeros(forest.num_nodes, dtype=int), np.where(forest.depth == 1, 2, 0)
+    right[nodes] = rng.binomial(2, values[nodes])
+    leaks = []
+    for is_told in (True, False):
+        texts = {}
+        for node, own in zip(nodes, is_right, strict=True):
+            counts = Counts()
+            if is_told:
+                know(counts, "right" if own else "wrong", ("right" if own else "wrong",))
+            for i in range(2):
+                verdict = "right" if i < right[node] else "wrong"
+                mass = values[node] if verdict == "right" else 1 - values[node]
+                counts.add(verdict, units=(verdict,), mass=float(mass) / 2)
+            texts[int(node)] = texts_of(counts)
+        beyond = beyond_counts(right, total, texts)
+        off = (
+            posteriors(forest, right, total, fit(forest, right, total, beyond_NG=beyond), beyond_NG=beyond).mean - values
+        )[nodes]
+        leaks.append(off[is_right].mean() - off[~is_right].mean())
+    assert leaks[0] < leaks[1] - 0.01
 
 
 @given(st.integers(0, 9), st.integers(0, 9))
