@@ -7,9 +7,12 @@ never remote code. A processor is never re-saved: its files are copied byte for 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from components.errors import EngineError
@@ -116,7 +119,7 @@ def load_model(folder: Path, device: str) -> Any:
     """The vision-language model of `folder` in evaluation mode on `device`: float32 on a CPU, bfloat16 elsewhere.
 
     Raises:
-        EngineError: it cannot be loaded.
+        EngineError: it cannot be loaded, or its weights are not those of the architecture that its config names.
     """
     import torch
     from safetensors import SafetensorError
@@ -129,18 +132,65 @@ def load_model(folder: Path, device: str) -> Any:
     config = _load_config(name, options)
     auto = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     try:
-        model = auto.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
+        model, seen = auto.from_pretrained(
+            name,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **options,
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EngineError(
             name, f"cannot be loaded: {error}", "safetensors checkpoints of architectures known to transformers only"
         ) from error
+    hint = "config.json and *.safetensors are not of one model: take both from one place"
+    if seen["missing_keys"]:  # transformers would make them up
+        missing, others = sorted(seen["missing_keys"]), sorted(seen["unexpected_keys"])
+        what = f"{type(model).__name__} of its config needs {len(missing)} tensors that its weights lack ({missing[0]}...)"
+        if others:
+            what += f"; they hold {len(others)} of something else ({others[0]}...)"
+        raise EngineError(name, what, hint)
+    if seen["mismatched_keys"]:
+        key, held, needed = sorted(seen["mismatched_keys"])[0]
+        what = f"{type(model).__name__} of its config needs {key} as {list(needed)}, its weights hold {list(held)}"
+        raise EngineError(name, what, hint)
     return model.to(where).eval()
 
 
+def check_pair(folder: Path, model: Any, processor: Any) -> None:
+    """See that a processor's tokens are those the model was made for, as far as both say.
+
+    Raises:
+        EngineError: the tokenizer has more tokens than the model, or they do not mean the same token by a picture.
+    """
+    hint = "weights and tokenizer files are not of one model: take both from one place"
+    tokenizer = getattr(processor, "tokenizer", processor)
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        raise EngineError(str(folder), f"its tokenizer has {len(tokenizer)} tokens, its model {known}", hint)
+    said = [getattr(model.config, name, None) for name in ("image_token_id", "image_token_index")]
+    place = next((i for i in said if i is not None), None)
+    used: set[Any] = {getattr(owner, "image_token_id", None) for owner in (processor, tokenizer)} - {None}
+    used |= set(getattr(processor, "image_token_ids", []))
+    if place is not None and used and place not in used:
+        what = f"a picture's place is token {min(used)} in its processor, but {place} in its model"
+        raise EngineError(str(folder), what, hint)
+    if place is None and hasattr(processor, "image_processor"):
+        what = f"its processor reads pictures, but its model, {type(model).__name__}, does not"
+        raise EngineError(str(folder), what, hint)
+
+
 def _load_config(name: str, options: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     try:
+        content, _ = PretrainedConfig.get_config_dict(name, **options)
+        if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
+            kind = f"{content.get('model_type')!r} ({', '.join(content.get('architectures') or ['?'])})"
+            what = f"its architecture {kind} is not in transformers: it needs code from its repository, which is never run"
+            raise EngineError(name, what, "take or make the checkpoint in transformers' own format: docs/checkpoints.md")
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise EngineError(name, f"has no usable config: {error}", "check the path, or the hub id and its commit") from error
@@ -177,9 +227,28 @@ def _do_without_video() -> None:
     ProcessorMixin._stepforge_all_attributes = every
 
     def without_video(cls: Any) -> list[str]:
-        return [name for name in every(cls) if name != "video_processor"]
+        names = every(cls)
+        if "video_processor" in names:
+            _make_video_optional(cls)
+        return [name for name in names if name != "video_processor"]
 
     ProcessorMixin.get_attributes = classmethod(without_video)
+
+
+def _make_video_optional(cls: Any) -> None:
+    """Let a processor class that insists on a video processor, and on what videos need (SmolVLM), start without."""
+    parameter = inspect.signature(cls.__init__).parameters.get("video_processor")
+    if parameter is None or parameter.default is not parameter.empty:
+        return
+    cls.__init__.__defaults__ = (None, *(cls.__init__.__defaults__ or ()))  # the parameters behind it have theirs
+    cls.video_processor = SimpleNamespace(num_frames=None, fps=None)
+    module = sys.modules[cls.__module__]
+    if getattr(module, "num2words", True) is None:
+        module.num2words = _no_video  # type: ignore[attr-defined]
+
+
+def _no_video(*_: Any, **__: Any) -> Any:
+    raise EngineError("processor", "videos are not read", "give pictures")
 
 
 def copy_processor_files(source: Path, target: Path) -> None:
@@ -199,7 +268,7 @@ def hidden_states(model: Any, ids_BT: Any, tensors: dict[str, Any]) -> Any:
 
     No attention mask is needed: attention is causal and the padding comes last.
     """
-    return model.model(input_ids=ids_BT, use_cache=False, **tensors).last_hidden_state
+    return model.base_model(input_ids=ids_BT, use_cache=False, **tensors).last_hidden_state
 
 
 def resolve_device(device: str) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from components.render import Encoded, Rendered, join_pictures
 
-ROW_TOKENS = 512  # small trees are put into rows of about this many tokens
+ROW_TOKENS = 128  # small trees share rows of this many tokens; attention costs the square of a row
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _batch(trees: Sequence[Tree], rows: list[list[int]], width: int, model: Any,
     prompts = [trees[i].prompt for i in order]
     tensors = join_pictures(prompts, device, model.dtype)
     if any(p.token_types for p in prompts):
-        tensors["mm_token_type_ids"] = types_BT.to(device)
+        tensors[next(p.types_name for p in prompts if p.token_types)] = types_BT.to(device)
     return Batch(
         ids_BT.to(device),
         ends_BT.to(device),
@@ -188,8 +188,8 @@ def _positions(one: Tree, model: Any) -> Tensor:
     """`[T]` or `[3, T]` positions of a tree: its depths, or what the architecture makes of a prompt with pictures."""
     depths = torch.tensor(one.depths)
     num = len(one.prompt.ids)
-    count = getattr(model.model, "get_rope_index", None)
-    if count is None or not one.prompt.tensors:
+    count = getattr(model.base_model, "get_rope_index", None) if one.prompt.tensors else None
+    if count is None:
         return depths
     types = one.prompt.token_types or []
     grids = {name: value for name, value in one.prompt.tensors.items() if name.endswith("_grid_thw")}

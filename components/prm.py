@@ -8,6 +8,7 @@ Shapes: R places that are read (all steps of all solutions, one after the other)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from components.checkpoints import copy_processor_files, load_model, load_processor
+from components.adaptation import merge_lora
+from components.checkpoints import check_pair, copy_processor_files, load_model, load_processor
 from components.contract import agree, checkpoint_digest, read_contract, write_contract
-from components.errors import EngineError
+from components.errors import DataError, EngineError
 from components.formulations import FORMULATIONS, Formulation
 from components.packing import Batch, Tree, batches, tree
 from components.render import Encoded, Rendered, Renderer, join_tensors, padded
@@ -97,8 +99,10 @@ class RewardModel(torch.nn.Module):
             raise EngineError(str(folder), what, "train.label_tokens: right, (unchanged,) wrong")
         model = load_model(folder, device)
         processor = load_processor(folder)
+        check_pair(folder, model, processor)
         tokenizer = getattr(processor, "tokenizer", processor)
-        if template == "marker" and tokenizer.convert_tokens_to_ids([marker])[0] in (None, tokenizer.unk_token_id):
+        is_new = template == "marker" and tokenizer.convert_tokens_to_ids([marker])[0] in (None, tokenizer.unk_token_id)
+        if is_new:
             from tokenizers import AddedToken
 
             tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False)], special_tokens=True)
@@ -107,10 +111,10 @@ class RewardModel(torch.nn.Module):
         renderer = _renderer(processor, template, marker, label_tokens)
         ids = _label_ids(folder, renderer, label_tokens)
         with torch.no_grad():
-            if renderer.marker_id is not None:
-                embeddings = model.get_input_embeddings().weight
+            if is_new:  # a marker that the policy knows means something to it
                 sound = renderer.text_ids(separator) or renderer.text_ids(".")
-                embeddings[renderer.marker_id] = embeddings[sound].mean(0)
+                for matrix in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+                    matrix[renderer.marker_id] = matrix[sound].mean(0)
             head = model.get_output_embeddings().weight[ids].detach().float().clone()
         return cls(model, renderer, head, said, label_tokens=label_tokens, sees=sees, max_tokens=max_tokens)
 
@@ -126,8 +130,11 @@ class RewardModel(torch.nn.Module):
             hint = f"known: {', '.join(FORMULATIONS)}"
             raise EngineError(str(folder), f"its formulation {contract['formulation']!r} is unknown", hint)
         tokens = contract["label_tokens"]
-        renderer = _renderer(load_processor(folder), contract["template"], contract.get("marker"), tokens)
         hint = "score with the version of StepForge and of the tokenizer that trained it"
+        try:
+            renderer = _renderer(load_processor(folder), contract["template"], contract.get("marker"), tokens)
+        except DataError as error:
+            raise EngineError(str(folder), f"its tokenizer is not the one of its contract: {error.what}", hint) from error
         agree(folder, "the renderer", here=renderer.digest, contract=contract["renderer_digest"], hint=hint)
         ids = _label_ids(folder, renderer, tokens)
         agree(folder, "the ids of the label tokens", here=ids, contract=contract["label_token_ids"], hint=hint)
@@ -137,7 +144,8 @@ class RewardModel(torch.nn.Module):
         model = load_model(folder, device)
         head = load_file(folder / HEAD)["weight"].to(model.device)
         said = FORMULATIONS[contract["formulation"]]
-        agree(folder, "the head", here=list(head.shape), contract=[len(said.weights), head.shape[1]], hint=hint)
+        wanted = [len(said.weights), model.get_input_embeddings().embedding_dim]
+        agree(folder, "the shape of its head", here=list(head.shape), contract=wanted, hint=hint)
         return cls(
             model,
             renderer,
@@ -150,7 +158,8 @@ class RewardModel(torch.nn.Module):
         )
 
     def save(self, folder: Path, policy: Path, contract: Mapping[str, Any]) -> str:
-        """Write weights, tokenizer, processor files and contract; returns the checkpoint's digest."""
+        """Write weights (adapters merged for good), tokenizer, processor files and contract; returns its digest."""
+        merge_lora(self.model)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)
         save_file({"weight": self.head.detach().float().cpu().contiguous()}, folder / HEAD)
@@ -186,16 +195,21 @@ class RewardModel(torch.nn.Module):
 
         Hidden states are gathered at those places first: the vocabulary's logits never exist.
         """
+        logits: Tensor = self.states(batch).float() @ self.head.float().T
+        return logits
+
+    def states(self, batch: Batch) -> Tensor:
+        """Last hidden states `[R, H]` at every place that is read, in the batch's order."""
         tensors = self._shown(batch.tensors)
-        states_BTH = self.model.model(
+        states_BTH = self.model.base_model(
             input_ids=batch.ids_BT,
             attention_mask=batch.mask(self.model.dtype),
             position_ids=batch.positions,
             use_cache=False,
             **tensors,
         ).last_hidden_state
-        logits: Tensor = states_BTH[batch.reads[:, 0], batch.reads[:, 1]].float() @ self.head.float().T
-        return logits
+        states: Tensor = states_BTH[batch.reads[:, 0], batch.reads[:, 1]]
+        return states
 
     def trees(self, prompt: Encoded, solutions: Sequence[Rendered], max_tokens: int = BATCH_TOKENS) -> list[Tree]:
         """The solutions of a prompt as the model can take them, in their order: trees of bounded size, else rows."""
@@ -226,8 +240,11 @@ class RewardModel(torch.nn.Module):
     def shares(self) -> bool:
         """Whether the architecture computes a tree as it computes its rows: tried, not assumed.
 
-        Attention that looks both ways within a picture, or that carries a state from token to token, does not.
+        Attention that looks both ways within a picture, or that carries a state from token to token, does not; nor does
+        attention that looks back over a window shorter than a row.
         """
+        if _window(self.model) < self.max_tokens:
+            return False
         pictures = [_blank_picture()] if hasattr(self.renderer.processor, "image_processor") else []
         try:
             prompt = self.renderer.prompt("3 + 20", pictures)
@@ -250,13 +267,16 @@ class RewardModel(torch.nn.Module):
     def _shown(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.sees:
             return tensors
-        return {name: torch.zeros_like(t) if t.is_floating_point() else t for name, t in tensors.items()}
+        blank = {name: torch.zeros_like(t) if t.is_floating_point() else t for name, t in tensors.items()}
+        if "pixel_attention_mask" in blank:  # where it is, pictures of zeros alone are taken for padding
+            blank["pixel_values"] += 1e-3 * blank["pixel_attention_mask"][:, :, None]
+        return blank
 
     def hidden(self, ids: Sequence[Sequence[int]], encoded: Sequence[Encoded]) -> Tensor:
         """Last hidden states `[B, T, H]` of plain rows; pictures are blanked for a model that does not see."""
         ids_BT = padded(ids, str(self.head.device))
         tensors = self._shown(join_tensors(encoded, ids_BT.shape[1], str(self.head.device), self.model.dtype))
-        states: Tensor = self.model.model(input_ids=ids_BT, use_cache=False, **tensors).last_hidden_state
+        states: Tensor = self.model.base_model(input_ids=ids_BT, use_cache=False, **tensors).last_hidden_state
         return states
 
     # --- scoring -----------------------------------------------------------------------------------------------
@@ -330,6 +350,14 @@ def _most_tokens(model: Any) -> int:
     """The longest row that the language model has positions for."""
     text = getattr(model.config, "text_config", model.config)
     return int(getattr(text, "max_position_embeddings", 32_768))
+
+
+def _window(model: Any) -> float:
+    """Over how many tokens every layer looks back; infinite where all attention is full."""
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["unsaid"])
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return math.inf if kinds == {"full_attention"} else min((w for w in windows if w), default=math.inf)
 
 
 def _blank_picture() -> bytes:

@@ -31,7 +31,9 @@ class Encoded:
     tensors: dict[str, Any]
     """The picture tensors of the architecture (`pixel_values`, `image_grid_thw`...), to be joined along dim 0."""
     token_types: list[int] | None = None
-    """Which of the first ids stand for pictures, for architectures that ask (`mm_token_type_ids`); text is 0."""
+    """Which of the first ids stand for pictures, for architectures that ask; text is 0."""
+    types_name: str = "mm_token_type_ids"
+    """What the architecture calls them."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,23 @@ class Renderer:
             return self._cache[key]
         head, tail = self._around_question(len(images))
         tensors: dict[str, Any] = {}
-        token_types = None
+        token_types, types_name = None, "mm_token_type_ids"
         if images:
             pictures = [_decoded(content) for content in images]
-            batch = self.processor(text=[head], images=pictures, return_tensors="pt", add_special_tokens=False)
+            # One list a prompt: some architectures lay out several pictures of one prompt unlike one each of several.
+            batch = self.processor(text=[head], images=[pictures], return_tensors="pt", add_special_tokens=False)
             ids = batch.pop("input_ids")[0].tolist()
             batch.pop("attention_mask", None)
-            types = batch.pop("mm_token_type_ids", None)
-            token_types = types[0].tolist() if types is not None else None
+            for types_name in (name for name in ("mm_token_type_ids", "token_type_ids") if name in batch):
+                token_types = batch.pop(types_name)[0].tolist()
+                break
             tensors = {name: value for name, value in batch.items() if hasattr(value, "shape")}
         else:
             ids = self.tokenizer(head, add_special_tokens=False)["input_ids"]
-        ids = ids + self.text_ids(question) + self.tokenizer(tail, add_special_tokens=False)["input_ids"]
-        encoded = Encoded(ids, tensors, token_types)
+        opening = self._opening_ids(ids)
+        token_types = [0] * len(opening) + token_types if token_types else None
+        ids = opening + ids + self.text_ids(question) + self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        encoded = Encoded(ids, tensors, token_types, types_name)
         self._remember(key, encoded)
         return encoded
 
@@ -121,8 +127,15 @@ class Renderer:
         """The ids of `prompt` while each picture's place is still one token, for an engine that expands it itself."""
         around = self._around_question(num_images)
         head, tail = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in around)
-        ids: list[int] = head + self.text_ids(question) + tail
+        ids: list[int] = self._opening_ids(head) + head + self.text_ids(question) + tail
         return ids
+
+    def _opening_ids(self, head: Sequence[int]) -> list[int]:
+        """The token that opens every text of a processor's model, where neither template nor processor has put it."""
+        first = self.tokenizer.bos_token_id
+        if self.processor is self.tokenizer or first is None or list(head[:1]) == [first]:
+            return []
+        return [first] if self.tokenizer("")["input_ids"][:1] == [first] else []
 
     def _around_question(self, num_images: int) -> tuple[str, str]:
         """What the template puts before and after the question, up to the solution's first token."""
@@ -215,7 +228,8 @@ def join_tensors(encoded: Sequence[Encoded], num_tokens: int, device: str, dtype
     joined = join_pictures(encoded, device, dtype)
     if any(e.token_types for e in encoded):
         types = [e.token_types or [] for e in encoded]
-        joined["mm_token_type_ids"] = torch.tensor([[*t, *([0] * (num_tokens - len(t)))] for t in types], device=device)
+        name = next(e.types_name for e in encoded if e.token_types)
+        joined[name] = torch.tensor([[*t, *([0] * (num_tokens - len(t)))] for t in types], device=device)
     return joined
 
 
