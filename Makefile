@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 export DO_NOT_TRACK=true DVC_NO_ANALYTICS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false GX_ANALYTICS_ENABLED=false \
        HF_HUB_DISABLE_TELEMETRY=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1
 
-.PHONY: setup demo test check docs lock quality label-cost label-scale tree-cost setup-vllm test-vllm bench-engine clean help
+.PHONY: setup demo test check docs lock quality label-cost label-scale tree-cost setup-vllm test-vllm setup-deepspeed test-deepspeed bench-engine clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -63,6 +63,16 @@ test-vllm: setup-vllm  ## the engines' suite with vLLM itself, in process and as
 	  tests/contract/test_engines.py tests/contract/test_engines_vllm.py tests/contract/test_engines_stages.py -k 'vllm or server or scripted' --durations=5
 	@OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(CURDIR)/.venv-vllm/bin/python -m pytest -p no:cacheprovider \
 	  tests/contract/test_pooling_vllm.py --durations=5
+
+setup-deepspeed: setup  ## install DeepSpeed into .venv-deepspeed, over .venv: only training on many GPUs needs it
+	@test -x .venv-deepspeed/bin/python || $(BIN)/python -m venv .venv-deepspeed
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  $$(.venv-deepspeed/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/stepforge_venv.pth
+	@DS_BUILD_OPS=0 .venv-deepspeed/bin/pip install --quiet --disable-pip-version-check --no-build-isolation 'deepspeed>=0.19,<0.20'
+
+test-deepspeed: setup-deepspeed  ## ZeRO 1, 2 and 3 with two processes against one process (about 5 minutes; needs a C++ compiler)
+	@OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu TORCH_EXTENSIONS_DIR=$(CURDIR)/.venv-deepspeed/extensions \
+	  .venv-deepspeed/bin/python -m pytest -p no:cacheprovider tests/contract/test_training_processes.py tests/unit/test_processes.py --durations=5
 
 bench-engine: setup  ## generated tokens per CPU-second against plain transformers, in one run (about 2 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_engine

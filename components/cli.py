@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from components.errors import SettingsError, StepForgeError
+from components.errors import DataError, SettingsError, StepForgeError
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,9 @@ STAGES: dict[str, Stage] = {
     ),
 }
 
+TRAINING = ("sft", "train")
+"""Stages that several processes may run together, started by torchrun or a like launcher."""
+
 BESIDE: dict[str, Stage] = {
     "regrade": Stage(
         "stored rollouts under today's verifier, and a report of what changes; samples nothing",
@@ -141,9 +144,12 @@ def build_parser(program: str = "python -m components") -> tuple[argparse.Argume
     sub.add_argument("--out", metavar="FILE", help="write every verdict as JSON lines")
     sub.set_defaults(call=_run_grade)
     _add_choose(verbs)
+    _add_score(verbs)
+    _add_export_vllm(verbs)
     _add_import(verbs)
     _add_export(verbs)
     _add_explain(verbs)
+    _add_benchmark(verbs)
     return parser, verbs
 
 
@@ -188,6 +194,37 @@ def _add_explain(verbs: Any) -> None:
     sub.set_defaults(call=_run_explain)
 
 
+def _add_benchmark(verbs: Any) -> None:
+    what = "a benchmark's own numbers beside ours: from outputs, from step scores, or from a reward model or a judge"
+    example = "stepforge benchmark wemath outputs.json; stepforge benchmark processbench data --prm artifacts/prm"
+    example += " --tune-on gsm8k; stepforge benchmark mathvision hub/MathVision --split testmini --to mathvision.parquet"
+    sub = verbs.add_parser(
+        "benchmark", help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"examples: {example}"
+    )
+    sub.add_argument("name", metavar="NAME", help="of the benchmark; a wrong one lists those that are known")
+    sub.add_argument("file", metavar="FILE", help="a file of it, or the folder of its hub snapshot or repository")
+    sub.add_argument("--split", help="of the distribution (default: the one that the papers report)")
+    sub.add_argument("--images", metavar="FOLDER", help="where the pictures' paths start (default: FILE's own folder)")
+    sub.add_argument("--to", metavar="PARQUET_FILE", help="write its problems, for sample --split NAME=FILE")
+    sub.add_argument(
+        "--candidates", metavar="FOLDER", help="written by sample on the file that --to wrote, which FILE names"
+    )
+    sub.add_argument("--response", metavar="FIELD", help="of the response (default: the answer rule's)")
+    sub.add_argument("--gold", metavar="FILE", help="file of the gold rows, joined by id, if FILE lacks their fields")
+    sub.add_argument("--on", metavar="FIELD", help="the id field to join by (default: the first that both have)")
+    sub.add_argument("--official", metavar="FIELD", help="of a stored official verdict, shown and compared with")
+    sub.add_argument("--inverted", action="store_true", help="the stored verdict says 0 or no for right")
+    sub.add_argument("--prm", metavar="PRM", help="of a step benchmark: folder written by train, which scores the steps")
+    sub.add_argument("--scores", metavar="FILE", help="of a step benchmark: step scores made elsewhere, with the cases' ids")
+    sub.add_argument("--judge", metavar="MODEL", help="of a step benchmark: a model at STEPFORGE_JUDGE_URL judges the steps")
+    sub.add_argument(
+        "--threshold", type=float, help="at or below it a step is wrong (default: the reward model's own, or cross-fitted)"
+    )
+    sub.add_argument("--tune-on", metavar="GROUP", help="choose the threshold on this source or subset")
+    sub.add_argument("--out", metavar="JSON_FILE", help="write every number, and every step score")
+    sub.set_defaults(call=_run_benchmark)
+
+
 def _add_labelled(sub: argparse.ArgumentParser) -> None:
     for flag, stage in (("seeds", "curate"), ("rollouts", "rollout"), ("labels", "label")):
         folder = f"artifacts/{flag}"
@@ -217,6 +254,40 @@ def _add_choose(verbs: Any) -> None:
     sub.set_defaults(call=_run_choose)
 
 
+def _add_score(verbs: Any) -> None:
+    what = "a trained reward model on one solution, or on a file of them: a score a step, a verdict, the first error"
+    example = 'stepforge score artifacts/prm --question "How many dots?" --image dots.png --steps solution.txt'
+    example += "; stepforge score artifacts/prm solutions.jsonl --out scores.jsonl"
+    sub = verbs.add_parser("score", help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"examples: {example}")
+    sub.add_argument(
+        "prm", metavar="PRM", help="folder written by train, or a registered version: models:/prm.staging@champion"
+    )
+    sub.add_argument("file", metavar="FILE", nargs="?", help="JSON lines: question, steps or response, image or images")
+    sub.add_argument("--question", help="of one solution")
+    sub.add_argument("--image", action="append", default=[], metavar="PICTURE", help="shown before it; repeatable")
+    sub.add_argument(
+        "--steps", metavar="TEXT_FILE", help="the solution: text, or a JSON list of steps; - reads it from stdin"
+    )
+    sub.add_argument("--picture", metavar="HTML_FILE", help="write a page with the problem and the coloured steps")
+    sub.add_argument(
+        "--images", metavar="FOLDER", help="where the pictures' paths in FILE start (default: FILE's own folder)"
+    )
+    sub.add_argument("--task", help="how questions are put and texts fall into steps (default: the reward model's)")
+    sub.add_argument("--out", metavar="JSONL_FILE", help="of FILE: where to write a line a row; appears whole or not at all")
+    sub.set_defaults(call=_run_score)
+
+
+def _add_export_vllm(verbs: Any) -> None:
+    what = "a trained reward model -> a checkpoint that vLLM serves, a score at every step"
+    example = "stepforge export-vllm artifacts/prm served"
+    sub = verbs.add_parser("export-vllm", help=what, description=what, epilog=f"example: {example}")
+    sub.add_argument(
+        "prm", metavar="PRM", help="folder written by train, or a registered version: models:/prm.staging@champion"
+    )
+    sub.add_argument("out", metavar="OUT", help="folder to write; replaced whole, or left as it was")
+    sub.set_defaults(call=_run_export_vllm)
+
+
 def _run_stage(args: argparse.Namespace) -> int:
     from components.lineage import SUMMARY, publishing, write_receipt
     from components.settings import limit_threads, load_params, load_runtime
@@ -244,6 +315,12 @@ def _run_stage(args: argparse.Namespace) -> int:
     out = Path(args.out)
     _refuse_foreign(out, SUMMARY)
     module = importlib.import_module(f"components.{args.verb}")
+    if runtime.world_size > 1 and args.verb not in TRAINING:
+        what = f"{args.verb} was started by a launcher as one of {runtime.world_size} processes"
+        raise SettingsError("environment", what, f"only {' and '.join(TRAINING)} train with several: start it alone")
+    if runtime.rank > 0:  # helps the first process, which alone writes
+        module.run(params, runtime, **paths, out=out)
+        return 0
     with publishing(out) as part:
         cost = module.run(params, runtime, **paths, out=part)
     section = getattr(params, args.verb).model_dump(mode="json") if args.verb in STAGES else {}
@@ -319,6 +396,90 @@ def _run_choose(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_score(args: argparse.Namespace) -> int:
+    import json
+
+    from components.settings import limit_threads, load_runtime
+
+    single = [flag for flag in ("question", "steps", "picture") if getattr(args, flag) is not None] + args.image
+    if (
+        bool(args.file) == bool(single)
+        or bool(args.file) != bool(args.out)
+        or (single and None in (args.question, args.steps))
+    ):
+        hint = "either --question and --steps, or FILE and --out"
+        raise SettingsError("command line", "one solution, or a file of them", hint)
+    runtime = load_runtime()
+    limit_threads(runtime.num_threads)
+    from components.score import open_prm, score_file
+
+    scorer = open_prm(_prm_folder(args.prm, runtime.home), device=runtime.device, task=args.task)
+    if args.file:
+        folder = Path(args.images) if args.images else None
+        fates = score_file(Path(args.file), Path(args.out), scorer, images=folder, runtime=runtime)
+        print(f"{args.out}: " + (", ".join(f"{count:,} {fate}" for fate, count in fates.items()) or "no row"))
+        return 0
+    question, solution, images = args.question, _solution(args.steps), [Path(name) for name in args.image]
+    scored = scorer.score(question, solution, images=images)
+    if scored.fate != "scored":
+        raise DataError("solution", f"{scored.fate}: {scored.detail}", "see docs/scoring.md")
+    if args.picture:
+        _write_page(Path(args.picture), scorer.page(question, scored, images=images))
+    print(json.dumps(scored.row(), ensure_ascii=False, indent=1))
+    return 0
+
+
+def _solution(name: str) -> str | list[str]:
+    """The text of a solution, or its steps."""
+    import json
+
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(name, f"cannot be read: {error}", "name a text file, or - for stdin") from error
+    try:
+        steps = json.loads(text)
+    except ValueError:
+        return text
+    return steps if isinstance(steps, list) and all(isinstance(step, str) for step in steps) else text
+
+
+def _write_page(path: Path, page: str) -> None:
+    from components.records import replacing
+
+    try:
+        with replacing(path) as part:
+            part.write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(str(path), f"cannot be written: {error.strerror}", "check its folder") from error
+
+
+def _prm_folder(name: str, home: Path) -> Path:
+    """The folder of a reward model, or of a registered version."""
+    if not name.startswith("models:/"):
+        return Path(name)
+    from components.score import find_prm
+    from components.tracking import Tracking
+
+    digest, folder = Tracking(home).whereabouts(name)
+    return find_prm(digest, [folder, Path("artifacts/prm/prm")])
+
+
+def _run_export_vllm(args: argparse.Namespace) -> int:
+    from components.lineage import publishing
+    from components.pooling import MANIFEST, export
+    from components.score import checkpoint_in
+    from components.settings import load_runtime
+
+    out = Path(args.out)
+    _refuse_foreign(out, MANIFEST)
+    folder = _prm_folder(args.prm, load_runtime().home)
+    with publishing(out) as part:
+        command = export(checkpoint_in(folder), part)
+    print(f"{out}: {command.format(folder=out)}")
+    return 0
+
+
 def _run_import(args: argparse.Namespace) -> int:
     from components.interchange.importing import import_labels
     from components.lineage import SUMMARY, write_receipt
@@ -360,6 +521,12 @@ def _run_export(args: argparse.Namespace) -> int:
         f"{out}: " + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in summary.items() if name != "format")
     )
     return 0
+
+
+def _run_benchmark(args: argparse.Namespace) -> int:
+    from components.scoreboard import run
+
+    return run(args)
 
 
 def _run_explain(args: argparse.Namespace) -> int:

@@ -112,7 +112,13 @@ def read_evidence(folder: Path, *, trainer: str, rolled_back: str = "") -> Evide
 
 
 def register(
-    tracking: Tracking, *, artifacts: Path, run_id: str, trainer: str, tags: Mapping[str, str] | None = None
+    tracking: Tracking,
+    *,
+    artifacts: Path,
+    run_id: str,
+    trainer: str,
+    tags: Mapping[str, str] | None = None,
+    loader: Path | None = None,
 ) -> tuple[Version, bool]:
     """The version in `dev` of the PRM and evidence under `artifacts`, and whether it is new.
 
@@ -121,6 +127,7 @@ def register(
     Args:
         run_id: the run that keeps the evidence.
         trainer: who started the training; never the approver for prod.
+        loader: the file by which MLflow serves the version; None, or not there: it cannot be served.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -129,7 +136,16 @@ def register(
         if found := tracking.version_of("dev", prm_digest, evidence_sha256):
             return found, False
         all_tags = {**(tags or {}), "trainer": trainer, "evidence_sha256": evidence_sha256}
-        return tracking.register(prm_digest=prm_digest, run_id=run_id, tags=all_tags, evidence=folder), True
+        checkpoint = artifacts / "prm" / "prm"
+        made = tracking.register(
+            prm_digest=prm_digest,
+            run_id=run_id,
+            tags=all_tags,
+            evidence=folder,
+            checkpoint=checkpoint if checkpoint.exists() else None,
+            loader=loader if loader and loader.exists() else None,
+        )
+        return made, True
 
 
 def _evidence_of(tracking: Tracking, version: Version, rolled_back: str = "") -> Evidence:

@@ -11,13 +11,16 @@ import io
 import json
 import logging
 import os
+import re
+import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from components.errors import DataError, SettingsError, TryAgainError
+from components.errors import DataError, SettingsError, TryAgainError, one_line
 
 EXPERIMENT = "stepforge"
 MODEL = "prm"
@@ -27,6 +30,7 @@ Alias = Literal["champion", "previous"]
 ALIASES: tuple[Alias, ...] = ("champion", "previous")
 
 MAX_DIGEST_CHARS = 36  # MLflow's limit for a dataset digest: an md5 `.dir` hash just fits
+_CHECKPOINT_TAG = "checkpoint"
 _MAX_VALUE_CHARS = 5000  # MLflow's limit for a tag; parameters take 6000
 _PASSING_FAULTS = (
     "failed with exception",
@@ -198,25 +202,40 @@ class Tracking:
 
     # Registry
 
-    def register(self, *, prm_digest: str, run_id: str, tags: Mapping[str, str], evidence: Path) -> Version:
-        """A new version in `dev`. The checkpoint's bytes stay with DVC; MLflow holds digests and the evidence.
+    def register(
+        self,
+        *,
+        prm_digest: str,
+        run_id: str,
+        tags: Mapping[str, str],
+        evidence: Path,
+        checkpoint: Path | None = None,
+        loader: Path | None = None,
+    ) -> Version:
+        """A new version in `dev`. The checkpoint's bytes stay with DVC; MLflow holds digests, the evidence and a loader.
 
         Args:
             run_id: the run that keeps the evidence.
             evidence: folder of what a gate will judge; fetched again by `evidence`.
+            checkpoint: where the PRM lies, for whoever wants to score with this version.
+            loader: the file by which `mlflow models serve` reads it there; None: the version cannot be served.
         """
         from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
         self.log_files(run_id, evidence, _evidence_folder(prm_digest))
         all_tags = {**tags, "prm_digest": prm_digest, "evidence_run": run_id}
+        all_tags |= {_CHECKPOINT_TAG: str(checkpoint.absolute())} if checkpoint else {}
+        is_served = checkpoint is not None and loader is not None
         model = self._ask(
             "create_logged_model",
             self.experiment_id,
             name=MODEL,
             source_run_id=run_id,
-            tags={**all_tags, MLFLOW_MODEL_IS_EXTERNAL: "true"},
+            tags=all_tags if is_served else {**all_tags, MLFLOW_MODEL_IS_EXTERNAL: "true"},
             model_type="process-reward-model",
         )
+        if checkpoint is not None and loader is not None:
+            self._log_loader(model.model_id, loader, {"folder": str(checkpoint.absolute()), "prm_digest": prm_digest})
         self._ask("finalize_logged_model", model.model_id, "READY")
         self._ensure_model("dev")
         made = self._ask(
@@ -228,6 +247,49 @@ class Tracking:
             model_id=model.model_id,
         )
         return _version("dev", made)
+
+    def _log_loader(self, model_id: str, loader: Path, config: Mapping[str, str]) -> None:
+        """Keep the code that reads the checkpoint, and what it is told, with a logged model."""
+        import mlflow
+
+        with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")  # advice about type hints and examples
+            folder = Path(name) / "model"
+            mlflow.pyfunc.save_model(
+                folder,
+                python_model=str(loader),
+                model_config=dict(config),
+                signature=_signature(),
+                pip_requirements=[f"mlflow=={mlflow.__version__}"],
+                mlflow_model=mlflow.models.Model(model_id=model_id),
+            )
+            self._ask("log_model_artifacts", model_id, str(folder))
+
+    def whereabouts(self, name: str) -> tuple[str, Path | None]:
+        """The digest of a registered PRM, and where its checkpoint lay when it was registered.
+
+        Args:
+            name: `models:/prm.staging@champion`, or `models:/prm.dev/3`.
+        Raises:
+            SettingsError: no such version.
+        """
+        from mlflow.exceptions import MlflowException
+
+        found = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", name)
+        if not found:
+            raise SettingsError("command line", f"{name!r} names no version", "for example models:/prm.staging@champion")
+        model, alias, number = found.groups()
+        try:
+            if alias:
+                tags = self._ask("get_model_version_by_alias", model, alias).tags
+            else:
+                tags = self._ask("get_model_version", model, number).tags
+        except MlflowException as error:
+            raise SettingsError(
+                name, f"is not registered: {one_line(error.message, 120)}", "see stepforge registry"
+            ) from error
+        folder = tags.get(_CHECKPOINT_TAG)
+        return tags.get("prm_digest", ""), Path(folder) if folder else None
 
     def copy(self, version: Version, environment: Environment) -> Version:
         """The same PRM and evidence as a version of another environment; made once, found again after that."""
@@ -292,6 +354,18 @@ class Tracking:
         except (MlflowException, OSError) as error:
             what = f"its evidence cannot be fetched from MLflow run {run_id!r}: {error}"
             raise DataError(str(version), what, "were MLflow's artifacts moved or deleted? run stepforge retrain") from error
+
+
+def _signature() -> Any:
+    """What a row of a request may hold, and what comes back for it."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType
+
+    # What a row lacks is null in a table, which no type but this one lets pass; each row is checked when it is scored.
+    optional = ("id", "steps", "response", "image_base64", "images_base64")
+    columns: list[Any] = [ColSpec(AnyType(), name, required=False) for name in optional]
+    return ModelSignature(inputs=Schema([ColSpec(DataType.string, "question"), *columns]))
 
 
 def _evidence_folder(prm_digest: str) -> str:

@@ -30,6 +30,11 @@ def policy_of(repo: Path) -> Policy:
     return load_policy(repo / "mlflow" / "policy.yaml")
 
 
+def loader_of(repo: Path) -> Path:
+    """The file by which MLflow serves a project's reward models."""
+    return repo / "mlflow" / "reward_model.py"
+
+
 def opened(repo: Path) -> tuple[Path, Policy, Tracking]:
     """A project's .stepforge folder, its policy and its registry, in that order of being checked.
 
@@ -50,9 +55,10 @@ def register_and_ask(
     actor: str,
     trainer: str,
     tags: Mapping[str, str],
+    loader: Path | None = None,
 ) -> tuple[Promotion, Version | None]:
     """Register the PRM under `artifacts`, unless it is with this evidence, and ask for staging: answer and new version."""
-    version, is_new = register(tracking, artifacts=artifacts, run_id=run_id, trainer=trainer, tags=tags)
+    version, is_new = register(tracking, artifacts=artifacts, run_id=run_id, trainer=trainer, tags=tags, loader=loader)
     answer = promote(tracking, home, policy, environment="staging", actor=actor, number=version.number)
     return answer, version if is_new else None
 

@@ -29,7 +29,7 @@ from components.records import read_json, tree_sha256
 from components.settings import load_runtime
 from components.tracking import DatasetInput, Tracking, flat, numbers
 from flows.embedded import alone
-from flows.promotion import policy_of, promotion_lines, register_and_ask, registry_summary
+from flows.promotion import loader_of, policy_of, promotion_lines, register_and_ask, registry_summary
 from flows.stages import Outcome, Stage, ensure_data, read_lock, read_pipeline, run_stage
 
 RETRY_SECONDS = [1.0, 5.0, 20.0]
@@ -159,6 +159,7 @@ def promote_task(mirror: _Mirror, home: Path, artifacts: Path, runs: Sequence[St
         actor=mirror.actor,
         trainer=made.actor if made and made.actor else mirror.actor,
         tags={"output_sha256": trained.output_sha256, "trained_by_run": made.run_id if made else mirror.parent},
+        loader=loader_of(mirror.repo),
     )
     if new:
         say("promote", f"registered {new}")

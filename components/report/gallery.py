@@ -119,7 +119,7 @@ def _card(case: Case, problem: Mapping[str, Any], *, with_pictures: bool) -> Htm
         tag("header", tag("h3", tag("span", text, class_=f"badge {badge}")), where, link),
         tag(
             "div",
-            _pictures(row_images(problem), with_pictures=with_pictures),
+            pictures_of(row_images(problem), with_pictures=with_pictures),
             tag("div", question, gold),
             class_="problem",
         ),
@@ -204,7 +204,8 @@ def _cut(text: str) -> str:
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 
 
-def _pictures(pictures: Sequence[bytes], *, with_pictures: bool) -> Html:
+def pictures_of(pictures: Sequence[bytes], *, with_pictures: bool = True) -> Html:
+    """The pictures of a problem, inside the page; one that browsers may not show is named instead."""
     shown = []
     for i, content in enumerate(pictures, 1):
         kind = next((name for magic, name in _MAGIC.items() if content.startswith(magic)), None)
