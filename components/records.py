@@ -375,25 +375,52 @@ def _open_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None) ->
     return file, wanted
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a Parquet file from outside: the named columns, and its pictures.
+def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a Parquet or JSON-lines file from outside: the named columns, and its pictures.
 
+    Args:
+        optional: columns that are read where the file has them.
     Raises:
-        DataError: the file is missing, is no Parquet file, lacks a column or has no rows.
+        DataError: the file is missing, cannot be read, lacks a column or has no rows.
     """
+    kind = "JSON-lines" if path.suffix.lower() in (".jsonl", ".ndjson") else "Parquet"
     try:
-        table = pq.read_table(path)
+        found: Any = _json_lines(path) if kind == "JSON-lines" else pq.read_table(path)
     except FileNotFoundError as error:
         raise DataError(str(path), "no such file", "check the path") from error
     except (pa.ArrowException, OSError) as error:
-        raise DataError(str(path), f"not a readable Parquet file: {error}", "write it again") from error
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise DataError(str(path), f"no column {missing[0]!r}", f"it has {', '.join(table.column_names)}")
-    if not table.num_rows:
+        raise DataError(str(path), f"not a readable {kind} file: {error}", "write it again") from error
+    if not len(found):
         raise DataError(str(path), "no rows", "at least one is needed")
-    pictures = [name for name in ("images", "image") if name in table.column_names][:1]
-    rows: list[dict[str, Any]] = table.select([*columns, *pictures]).to_pylist()
+    names = list(dict.fromkeys(name for row in found for name in row)) if isinstance(found, list) else found.column_names
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise DataError(str(path), f"no column {missing[0]!r}", f"it has {', '.join(names)}")
+    pictures = [name for name in ("images", "image") if name in names][:1]
+    wanted = list(dict.fromkeys([*columns, *pictures, *(name for name in optional if name in names)]))
+    if isinstance(found, list):
+        return [{name: row.get(name) for name in wanted} for row in found]
+    rows: list[dict[str, Any]] = found.select(wanted).to_pylist()
+    return rows
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file."""
+    rows = []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(str(path), f"not UTF-8: {error}", "save it as UTF-8") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}", f"not JSON: {error}", "one object a line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}", f"no object but {line.strip()!r:.80}", "one object a line")
+        rows.append(row)
     return rows
 
 

@@ -102,6 +102,7 @@ class ServedBase(_Section):
 
 Base = Annotated[TinyBase | CheckpointBase | ServedBase, Field(discriminator="type")]
 Part = Literal["vision", "projector", "language"]
+Corruption = Literal["neighbour", "elsewhere", "beside", "opposite", "shifted", "negation"]
 
 
 class Optimiser(_Section):
@@ -263,6 +264,16 @@ class Perception(_Section):
     warmup: Optimiser
     corrupted_frac: Frac = 0.5
     """Share of the statements that are made false."""
+    corruptions: Annotated[list[Corruption], Field(min_length=1)] = [
+        "neighbour",
+        "elsewhere",
+        "opposite",
+        "shifted",
+        "negation",
+    ]
+    """How they may be made false; each that can is as likely as any other (docs/perception.md, also of `beside`)."""
+    max_statements: Count = 16
+    """Statements of a picture that are shown at a time, drawn anew at every step."""
     aux_batch_size: Count = 16
     """Pictures a step beside the Monte-Carlo labels."""
     aux_weight: Annotated[float, Field(ge=0.0)] = 0.5

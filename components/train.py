@@ -1,31 +1,34 @@
 """Stage `train`: labels -> the process reward model, and the blind control trained with the same settings.
 
-Owns what is put together for training; the model and its losses are `prm`'s. The models train side by side,
-one process each, so that none of them can disturb another.
+Owns what is put together for training, and what is measured at its end for the contract; the model and its losses are
+`prm`'s. Alone, the models train side by side, one process each, so that none of them can disturb another; under a
+launcher all processes train one model after the other.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError, SettingsError, StepForgeError
-from components.lineage import SUMMARY, exclusive
+from components.lineage import SUMMARY, work_folder
 from components.progress import say
 from components.records import (
     LABEL,
     PROBLEM,
     SOLUTION,
     digest,
+    file_sha256,
     read_json,
-    read_rows,
     read_table,
+    replacing,
     row_images,
     seed_for,
     tree_sha256,
@@ -35,10 +38,16 @@ from components.settings import Params, Runtime, limit_threads
 from components.tasks import Task, load_task
 
 if TYPE_CHECKING:  # torch is imported where it is needed
+    from torch import Tensor
+
     from components.formulations import Targets
-    from components.packing import Tree
+    from components.heldout import HeldOut
+    from components.packing import Batch, Tree
     from components.prm import RewardModel
-    from components.render import Encoded, Rendered
+    from components.processes import Crew
+    from components.render import Rendered
+
+HISTORY = "history.jsonl"
 
 
 def run(
@@ -65,22 +74,43 @@ def run(
         )
     names = ["prm", *params.train.controls]
     inputs = [seeds, rollouts, labels, policy] + ([statements] if statements else [])
-    threads = max(1, runtime.num_threads // len(names))
+    together = runtime.world_size > 1 or runtime.deepspeed is not None
+    threads = runtime.num_threads if together else max(1, runtime.num_threads // len(names))
     work_digest = digest(
-        "train-2", params.seed, params.task, params.train.model_dump(mode="json"), [tree_sha256(p) for p in inputs], threads
+        "train-3", params.seed, params.task, params.train.model_dump(mode="json"), [tree_sha256(p) for p in inputs], threads
     )
-    with exclusive(runtime.home, f"train-{work_digest}") as work:
+    with work_folder(runtime, f"train-{work_digest}") as work:
         jobs = [
             (params, runtime, threads, name, seeds, rollouts, labels, policy, statements, work, out / name) for name in names
         ]
-        _side_by_side(jobs, runtime.num_workers)
+        if together:
+            for job in jobs:
+                _train(*job)
+        else:
+            _side_by_side(jobs, runtime.num_workers)
+        if runtime.rank > 0:
+            return {}
         reports = {name: read_json(work / f"{name}-report.json") for name in names}
         shutil.rmtree(work, ignore_errors=True)
-    summary = {**reports["prm"], "controls": params.train.controls, "prm_digest": reports["prm"]["digest"]}
+    prm_digest = _write_controls(out, reports)
+    summary = {**reports["prm"], "controls": params.train.controls, "prm_digest": prm_digest}
     summary |= {f"{name}_final_loss": reports[name]["final_loss"] for name in params.train.controls}
-    summary.pop("digest")
+    for name in ("digest", "held_out"):
+        summary.pop(name)
     write_json(out / SUMMARY, summary)
     return {}
+
+
+def _write_controls(out: Path, reports: dict[str, dict[str, Any]]) -> str:
+    """Put into the contract of `prm` what it and its controls are worth on the problems kept aside; returns its digest."""
+    from components.contract import CONTRACT, write_contract
+
+    held_out = reports["prm"]["held_out"]
+    contract = read_json(out / "prm" / CONTRACT)
+    if held_out is not None:
+        controls = {name: report["held_out"]["prm"] for name, report in reports.items() if name != "prm"}
+        contract["controls"] = held_out | controls
+    return str(write_contract(out / "prm", contract)["digest"])
 
 
 def _side_by_side(jobs: list[tuple[Any, ...]], num_workers: int) -> None:
@@ -141,16 +171,20 @@ def _train(
     work: Path,
     out: Path,
 ) -> None:
-    import numpy as np
     import torch
 
+    from components.adaptation import freeze
     from components.checkpoints import policy_digest
-    from components.optim import batch_rows, fit, freeze_vision
+    from components.licences import licence_of
+    from components.optim import Watch, batch_groups, fit
     from components.perception import Perception
     from components.prm import RewardModel
+    from components.processes import Crew
+    from components.statements import read_pictures
 
     torch.set_num_threads(threads)
     settings = params.train
+    crew = Crew(runtime)
     task = load_task(params.task)
     model = RewardModel.from_policy(
         policy,
@@ -163,61 +197,146 @@ def _train(
         sees=name != "blind",
         max_tokens=settings.max_tokens,
     )
-    if settings.freeze_vision:
-        freeze_vision(model.model)
-    model.train()
-    examples = _examples(model, task, seeds, rollouts, labels)
-    if not examples:
+    freeze(model.model, settings.freeze)
+    if runtime.checkpoint_activations:
+        model.model.activation_checkpointing_enable({"use_reentrant": False})
+    examples = _examples(model, task, seeds, rollouts, labels, settings.dev_frac)
+    kept_aside = [e for e in examples if e.is_dev]
+    groups = _groups([e for e in examples if not e.is_dev])
+    if not groups:
         raise DataError(str(labels), "no labelled step", "lower label.min_verdicts, or sample more continuations")
-    say("train", f"{name}: {len(examples):,} solutions, {sum(len(e.targets) for e in examples):,} labelled steps")
+    _uniform(crew, examples)
+    num_solutions, num_labels = sum(map(len, groups)), sum(len(e.targets) for group in groups for e in group)
+    if crew.is_first:
+        dev = f", {len(_groups(kept_aside)):,} kept aside" if kept_aside else ""
+        say("train", f"{name}: {num_solutions:,} solutions of {len(groups):,} problems, {num_labels:,} labelled steps{dev}")
 
-    perception, accuracies = None, [float("nan")]
+    perception, perceived = None, float("nan")
     if settings.perception is not None and statements is not None:
-        seeing, asked = settings.perception, load_task(params.task)
-        statement_rows = [
-            row | {"question": asked.question(row["question"])} for row in read_rows(statements, ["question", "statements"])
-        ]
-        perception = Perception(statement_rows, model, corrupted_frac=seeing.corrupted_frac)
-        warmed = perception
+        perception = Perception(
+            read_pictures(statements, task.question),
+            model,
+            corrupted_frac=settings.perception.corrupted_frac,
+            corruptions=settings.perception.corruptions,
+            max_statements=settings.perception.max_statements,
+        )
+    elif not _is_tied(model.model):
+        model.model.get_output_embeddings().requires_grad_(False)  # words are not learnt: the head is
+    seen = model.shares  # tried before wrappers take the weights apart
+    learner = _Learner(model, perception, runtime.tokens_at_once)
+    model.train()
 
-        def warmup_at(step: int) -> tuple[Any, str]:
-            loss, accuracy = warmed.loss(seeing.warmup.batch_size, seed_for(params.seed, "perception", step))
-            accuracies.append(accuracy)
-            return loss, f"{name} sees {accuracy:.3f}"
+    def unfinished(leg: str) -> Path:
+        kind = "pt" if crew.config is None else f"zero{crew.stage}-{crew.size}"
+        return work / f"{name}{leg}.{kind}"
 
-        fit(model, warmup_at, seeing.warmup, name="train", checkpoint=work / f"{name}-warmup.pt")
+    options: dict[str, Any] = {"name": "train", "crew": crew, "outside": [model.head]}
+    if settings.perception is not None and perception is not None:
+        warmup = settings.perception.warmup
+        fitted = fit(
+            model,
+            learner.loss_of,
+            lambda step: learner.statements(warmup.batch_size, seed_for(params.seed, "perception", step), crew),
+            warmup,
+            checkpoint=unfinished("-warmup"),
+            note=lambda numbers: f"{name} sees {numbers[2]:.3f}",
+            **options,
+        )
+        perceived = fitted.final(2)
 
-    def loss_at(step: int) -> tuple[Any, str]:
-        picked = [
-            examples[i]
-            for i in batch_rows(len(examples), settings.optimiser.batch_size, step, seed_for(params.seed, "train"))
-        ]
-        trees, order = trees_of(model, picked)
-        loss = model.formulation.loss(model.logits(trees), targets_of(order, str(model.head.device)))
-        note = f"{name} loss {loss.item():.3f}"
-        if perception is not None and settings.perception is not None and settings.perception.aux_weight > 0:
-            aux, _ = perception.loss(settings.perception.aux_batch_size, seed_for(params.seed, "auxiliary", step))
-            loss = loss + settings.perception.aux_weight * aux
-        return loss, note
+    optimiser = settings.optimiser
+    batches = batch_groups(
+        [len(g) for g in groups], optimiser.batch_size, optimiser.num_steps, seed_for(params.seed, "train")
+    )
 
-    final_loss = fit(model, loss_at, settings.optimiser, name="train", checkpoint=work / f"{name}.pt")
+    def parts_at(step: int) -> list[Any]:
+        parts: list[Any] = learner.parts([e for i in batches[step] for e in groups[i]], crew)
+        auxiliary = settings.perception
+        if perception is not None and auxiliary is not None and auxiliary.aux_weight > 0:
+            seed = seed_for(params.seed, "auxiliary", step)
+            parts += learner.statements(auxiliary.aux_batch_size, seed, crew, auxiliary.aux_weight)
+        return parts
+
+    held_out = _held_out(kept_aside, model) if kept_aside else None
+    watch = None
+    if held_out is not None:
+        watched = held_out
+
+        def look(module: Any) -> dict[str, Any]:
+            figures = watched.figures(learner.read(kept_aside, crew, module))
+            if crew.is_first:
+                shown = "  ".join(f"{key} {value:.3f}" for key, value in figures.items() if value is not None)
+                say("train", f"{name} on problems kept aside: {shown}")
+            return figures
+
+        watch = Watch(settings.eval_steps, look, settings.patience, number=1)
+    fitted = fit(
+        model,
+        learner.loss_of,
+        parts_at,
+        optimiser,
+        checkpoint=unfinished(""),
+        watch=watch,
+        note=lambda numbers: f"{name} loss {numbers[1]:.3f}",
+        **options,
+    )
+    if perception is not None and settings.perception is not None and settings.perception.aux_weight > 0:
+        perceived = perceived if math.isnan(fitted.final(2)) else fitted.final(2)
     model.eval()
+
+    found: dict[str, Any] = {}
+    values: dict[str, Any] | None = None
+    if held_out is not None:
+        logits = learner.read(kept_aside, crew, learner.loss_of)
+        seed = seed_for(params.seed, "held out")
+        values = {"prm": held_out.intervals(logits, seed=seed)}
+        swapped = _with_other_pictures(kept_aside)
+        if name == "prm" and swapped:
+            values["shuffled"] = held_out.intervals(learner.read(swapped, crew, learner.loss_of), seed=seed)
+        model.temperature = held_out.temperature(logits)
+        found["threshold"] = held_out.threshold(logits, model.temperature)
+        found["aggregation"], accuracy = held_out.aggregation(logits, model.temperature)
+        found["held_out"] = {
+            "problems": len(_groups(kept_aside)),
+            "solutions": len(kept_aside),
+            "labels": sum(len(e.targets) for e in kept_aside),
+            "as_learnt": held_out.figures(logits),
+            "calibrated": held_out.figures(logits, model.temperature),
+            "best_of_n": accuracy,
+        }
+    if not crew.is_first:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / HISTORY) as part:
+        part.write_text("".join(json.dumps(look, sort_keys=True) + "\n" for look in fitted.history))
+    learnt = None
+    if perception is not None and statements is not None:
+        learnt = {"sha256": file_sha256(statements), **perception.report()}
     contract = {
         "task": params.task,
         "task_digest": task.digest,
         "policy_digest": policy_digest(policy),
+        "policy_licence": licence_of(policy),
         "labels_sha256": tree_sha256(labels),
+        "history_sha256": file_sha256(out / HISTORY),
         "seed": params.seed,
         "train": settings.model_dump(mode="json"),
+        "statements": learnt,
+        "shares_trees": seen,
+        "steps": len(fitted.numbers),
+        "best_step": fitted.best_step,
+        **found,
     }
     checkpoint_digest = model.save(out, policy, contract)
-    accuracy = float(np.mean(accuracies[-20:]))
     report = {
-        "solutions": len(examples),
-        "labels": sum(len(e.targets) for e in examples),
-        "steps": settings.optimiser.num_steps,
-        "final_loss": round(final_loss, 6),
-        "perception_accuracy": round(accuracy, 6) if math.isfinite(accuracy) else None,
+        "solutions": num_solutions,
+        "labels": num_labels,
+        "steps": len(fitted.numbers),
+        "final_loss": round(fitted.final_loss, 6),
+        "perception_accuracy": round(perceived, 6) if math.isfinite(perceived) else None,
+        "statements": learnt,
+        "dev": found["held_out"]["calibrated"] if found else None,
+        "held_out": values,
         "digest": checkpoint_digest,
     }
     write_json(work / f"{name}-report.json", report)
@@ -225,25 +344,138 @@ def _train(
 
 @dataclass(frozen=True)
 class Example:
-    """A solution to learn from."""
+    """A solution to learn from, or to look at."""
 
     problem_id: str
-    prompt: Encoded
+    question: str
+    images: tuple[bytes, ...]
     rendered: Rendered
-    """Its markers are those of the labelled steps."""
+    """Its markers are those of the labelled steps; of a problem kept aside, of all steps."""
     targets: list[tuple[float, int, int, float]]
     """(label, k, n, weight) of each labelled step."""
+    labelled: tuple[int, ...]
+    """Which of the markers have a target."""
+    is_right: bool | None = None
+    """How the solution ended; None: unknown."""
+    is_dev: bool = False
+    """Whether its problem is kept aside."""
 
 
-def trees_of(model: RewardModel, examples: Sequence[Example]) -> tuple[list[Tree], list[Example]]:
-    """The examples as trees, one prompt a tree, and the examples in the order of the trees' places."""
+@dataclass(frozen=True)
+class Labels:
+    """A part of a step: places that are read, and what should be read there."""
+
+    batch: Batch
+    targets: Targets
+    total_weight: float
+    """Of all of the step's targets, over parts and processes; infinite: to be computed, and not learnt."""
+
+
+@dataclass(frozen=True)
+class Statements:
+    """A part of a step: a share of pictures with statements."""
+
+    num_pictures: int
+    seed: int
+    share: int
+    num_shares: int
+    weight: float = 1.0
+
+
+class _Learner:
+    """What a reward model learns from, part by part. Numbers: the loss, that of the labels, and how well it sees."""
+
+    def __init__(self, model: RewardModel, perception: Any, tokens_at_once: int) -> None:
+        self.model, self.perception, self.tokens_at_once = model, perception, tokens_at_once
+
+    def loss_of(self, part: Any) -> Tensor:
+        """The numbers of a part; of a bare batch its logits."""
+        import torch
+
+        if isinstance(part, Labels):
+            loss = self.model.formulation.loss(self.model(part.batch), part.targets, part.total_weight)
+            return torch.stack([loss, loss.detach(), torch.zeros_like(loss)])
+        if isinstance(part, Statements):
+            loss, accuracy = self.perception.loss(part.num_pictures, part.seed, (part.share, part.num_shares))
+            return torch.stack([part.weight * loss, torch.zeros_like(loss), torch.full_like(loss, accuracy).detach()])
+        logits: Tensor = self.model(part)
+        return logits
+
+    def statements(self, num_pictures: int, seed: int, crew: Crew, weight: float = 1.0) -> list[Any]:
+        """This process's parts of the pictures of a step; every process has as many."""
+        num = self.perception.num_parts(num_pictures, crew.size, self.tokens_at_once)
+        shares = range(crew.rank * num, crew.rank * num + num)
+        return [Statements(num_pictures, seed, share, crew.size * num, weight) for share in shares]
+
+    def parts(self, examples: Sequence[Example], crew: Crew) -> list[Any]:
+        """This process's parts of the examples of a step; every process has as many."""
+        trees, order = trees_of(self.model, examples, self.tokens_at_once)
+        starts = _starts(trees)
+        total = sum(target[3] for e in examples for target in e.targets)
+        mine = crew.share([len(t) for t in trees])
+        chosen = mine or [0]
+        device = str(self.model.head.device)
+        parts = []
+        for batch in self.model.batches([trees[i] for i in chosen], self.tokens_at_once):
+            read = [e for i in batch.trees for e in order[starts[chosen[i]] : starts[chosen[i] + 1]]]
+            parts.append(Labels(batch, targets_of(read, device), total if mine else math.inf))
+        idle = replace(parts[-1], total_weight=math.inf)
+        return [*parts, *[idle] * (crew.most(len(parts)) - len(parts))]
+
+    def read(self, examples: Sequence[Example], crew: Crew, module: Callable[[Any], Tensor]) -> Tensor:
+        """Logits `[S, C]` of all places of the examples, in their order, on the CPU; every process reads a share."""
+        import torch
+
+        modes = [(m, m.training) for m in self.model.modules()]
+        self.model.eval()
+        trees, order = trees_of(self.model, examples, self.tokens_at_once)
+        starts = _starts(trees)
+        mine = crew.share([len(t) for t in trees])
+        chosen = mine or [0]
+        batches = self.model.batches([trees[i] for i in chosen], self.tokens_at_once)
+        known: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for b in range(crew.most(len(batches))):
+                batch = batches[min(b, len(batches) - 1)]
+                rows = module(batch).float().cpu()
+                numbers = [n for i in batch.trees for n in range(starts[chosen[i]], starts[chosen[i] + 1])]
+                sizes = [len(order[n].rendered.markers) for n in numbers]
+                known |= dict(zip(numbers, rows.split(sizes), strict=True))
+        for module_in, training in modes:
+            module_in.training = training
+        for other in crew.gathered(known):
+            known |= other
+        place = {id(e): n for n, e in enumerate(order)}
+        return torch.cat([known[place[id(e)]] for e in examples])
+
+
+def _starts(trees: Sequence[Tree]) -> list[int]:
+    """Which of the solutions, in the order of the trees, is each tree's first; and how many there are."""
+    starts = [0]
+    for one in trees:
+        starts.append(starts[-1] + len(one.places))
+    return starts
+
+
+def _groups(examples: Sequence[Example]) -> list[list[Example]]:
+    """The examples by problem."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.problem_id, []).append(example)
+    return list(groups.values())
+
+
+def trees_of(model: RewardModel, examples: Sequence[Example], max_tokens: int = 16_384) -> tuple[list[Tree], list[Example]]:
+    """The examples as trees, one prompt a tree, and the examples in the order of the trees' places."""
     trees: list[Tree] = []
-    for group in groups.values():
-        trees += model.trees(group[0].prompt, [e.rendered for e in group])
-    return trees, [e for group in groups.values() for e in group]
+    order: list[Example] = []
+    groups: dict[tuple[str, tuple[bytes, ...]], list[Example]] = {}
+    for example in examples:
+        groups.setdefault((example.question, example.images), []).append(example)
+    for (question, images), group in groups.items():
+        trees += model.trees(model.renderer.prompt(question, images), [e.rendered for e in group], max_tokens)
+        order += group
+    return trees, order
 
 
 def targets_of(examples: Sequence[Example], device: str) -> Targets:
@@ -256,7 +488,42 @@ def targets_of(examples: Sequence[Example], device: str) -> Targets:
     return Targets(*columns)
 
 
-def _examples(model: RewardModel, task: Task, seeds: Path, rollouts: Path, labels: Path) -> list[Example]:
+def _held_out(examples: Sequence[Example], model: RewardModel) -> HeldOut:
+    from components.heldout import HeldOut, Solution
+
+    solutions = [Solution(e.problem_id, len(e.rendered.markers), e.labelled, e.is_right) for e in examples]
+    return HeldOut(solutions, targets_of(examples, "cpu"), model.formulation)
+
+
+def _with_other_pictures(examples: Sequence[Example]) -> list[Example]:
+    """The same solutions, each problem with the pictures of another; none where there are no two different ones."""
+    pictures = list(dict.fromkeys(e.images for e in examples if e.images))
+    if len(pictures) < 2:
+        return []
+    other = dict(zip(pictures, [*pictures[1:], pictures[0]], strict=True))
+    return [replace(e, images=other[e.images] if e.images else ()) for e in examples]
+
+
+def _is_tied(model: Any) -> bool:
+    """Whether the output words are the input words."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def _uniform(crew: Crew, examples: Sequence[Example]) -> None:
+    """Refuse what would make the processes of ZeRO-3 wait for each other for ever."""
+    if crew.stage == 3 and crew.size > 1 and len({bool(e.images) for e in examples}) == 2:
+        what = "some problems have pictures and others do not: under ZeRO-3 every process must use the same weights"
+        raise SettingsError("STEPFORGE_DEEPSPEED", what, "infra/deepspeed/zero2.json trains them")
+
+
+def is_kept_aside(problem_id: str, dev_frac: float) -> bool:
+    """Whether a problem is watched instead of learnt; decided by its name alone, so that it never changes sides."""
+    return int(digest("dev", problem_id)[:8], 16) < dev_frac * 2**32
+
+
+def _examples(
+    model: RewardModel, task: Task, seeds: Path, rollouts: Path, labels: Path, dev_frac: float = 0.0
+) -> list[Example]:
     """A row a solution with a labelled step that fits into the model; what does not fit is counted and said."""
     from components.render import Rendered
 
@@ -267,7 +534,7 @@ def _examples(model: RewardModel, task: Task, seeds: Path, rollouts: Path, label
         of_solution[row["solution_id"]][row["step"]] = tuple(row[name] for name in columns[2:])  # type: ignore[assignment]
     examples = []
     num_cut = 0
-    for row in read_table(rollouts / "solutions.parquet", SOLUTION, ["solution_id", "problem_id", "steps"]):
+    for row in read_table(rollouts / "solutions.parquet", SOLUTION, ["solution_id", "problem_id", "steps", "verdict"]):
         known = of_solution.get(row["solution_id"])
         if not known:
             continue
@@ -275,14 +542,24 @@ def _examples(model: RewardModel, task: Task, seeds: Path, rollouts: Path, label
             what = f"the labels of solution {row['solution_id']} do not fit its problem or its steps"
             raise DataError(str(labels), what, "seeds, rollouts and labels are not of one run: run label again")
         problem = problems[row["problem_id"]]
-        prompt = model.renderer.prompt(task.question(problem["question"]), row_images(problem))
+        question, images = task.question(problem["question"]), row_images(problem)
+        prompt = model.renderer.prompt(question, images)
         rendered = model.renderer.solution(row["steps"]).within(model.max_tokens - len(prompt.ids))
         steps = [step for step in sorted(known) if step < len(rendered.markers)]
         num_cut += len(known) - len(steps)
-        if steps:
-            markers = [rendered.markers[step] for step in steps]
-            shown = Rendered(rendered.ids[: markers[-1] + 1], markers)
-            examples.append(Example(row["problem_id"], prompt, shown, [known[step] for step in steps]))
+        if not steps:
+            continue
+        targets = [known[step] for step in steps]
+        is_right = {"right": True, "wrong": False}.get(row["verdict"])
+        if is_kept_aside(row["problem_id"], dev_frac):
+            whole = is_right if len(rendered.markers) == len(row["steps"]) else None
+            examples.append(
+                Example(row["problem_id"], question, images, rendered, targets, tuple(steps), whole, is_dev=True)
+            )
+            continue
+        markers = [rendered.markers[step] for step in steps]
+        shown = Rendered(rendered.ids[: markers[-1] + 1], markers)
+        examples.append(Example(row["problem_id"], question, images, shown, targets, tuple(range(len(steps))), is_right))
     if num_cut:
         say("train", f"{num_cut:,} labelled steps lie behind {model.max_tokens:,} tokens (train.max_tokens): not learnt")
     return examples

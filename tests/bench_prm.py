@@ -148,7 +148,9 @@ def tokens_of(artifacts: Path) -> None:
     folders = (artifacts / name for name in ("seeds", "rollouts", "labels"))
     examples = _examples(model, load_task(params.task), *folders)
     trees, _ = trees_of(model, examples)
-    rows, joined = sum(len(e.prompt.ids) + len(e.rendered.ids) for e in examples), sum(map(len, trees))
+    prompts = (model.renderer.prompt(e.question, e.images) for e in examples)
+    rows = sum(len(prompt.ids) + len(e.rendered.ids) for prompt, e in zip(prompts, examples, strict=True))
+    joined = sum(map(len, trees))
     print(f"\n{artifacts}: {rows:,} tokens as rows, {joined:,} as trees: {rows / joined:.1f}x fewer")
 
 
