@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from components.errors import EngineError, SettingsError
+from components.settings import Lora
 
 PARTS = ("vision", "projector", "language")
 MEMORY_BYTES = 4 * 2**30
@@ -56,6 +57,21 @@ def parts_of(model: Any) -> dict[str, list[nn.Parameter]]:
         take("language", head.parameters() if head is not None else [])
     take("projector" if tower is not None else "language", model.parameters())
     return {part: parameters for part, parameters in parts.items() if parameters}
+
+
+def adapt(model: Any, frozen: Sequence[str], lora: Lora | None, token_ids: Sequence[int] = ()) -> None:
+    """Make a model ready for training as the settings ask: parts frozen, adapters in, a frozen tower's features kept.
+
+    Args:
+        token_ids: tokens whose embeddings are trained in full beside adapters.
+    Raises:
+        SettingsError: there is no such part or layer.
+    """
+    freeze(model, frozen)
+    if lora is not None:
+        add_lora(model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, token_ids=token_ids)
+    if "vision" in frozen:
+        remember_vision(model)
 
 
 def freeze(model: Any, parts: Sequence[str]) -> int:

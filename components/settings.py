@@ -119,6 +119,16 @@ class Optimiser(_Section):
     betas: tuple[Frac, Frac] = (0.9, 0.98)
 
 
+class Lora(_Section):
+    """Low-rank adapters in the language model instead of its own weights (arXiv 2106.09685); merged when saved."""
+
+    rank: Count = 16
+    alpha: Count = 32
+    """The adapter is scaled by alpha / rank."""
+    targets: list[str] = []
+    """Last names of the linear layers that get one, such as `q_proj`; none named: all of the language model."""
+
+
 class SftPhase(_Section):
     """One leg of the curriculum."""
 
@@ -142,6 +152,8 @@ class Sft(_Section):
     """`num_steps` must equal the sum over the phases."""
     freeze: list[Part] = ["vision"]
     """Parts that stay as they are: the vision encoder (MM-PRM). The tiny model, born random, must learn all."""
+    lora: Lora | None = None
+    """null trains the weights themselves."""
 
 
 class MonteCarlo(_Section):
@@ -293,6 +305,8 @@ class Train(_Section):
     optimiser: Optimiser
     freeze: list[Part] = ["vision"]
     """Parts of the policy that stay as they are."""
+    lora: Lora | None = None
+    """null trains the weights themselves; the head and the marker are trained in full either way."""
     dev_frac: Frac = 0.05
     """Share of the problems that are not learnt but watched, chosen by their digests; what the contract says is measured
     on them."""

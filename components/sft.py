@@ -85,7 +85,7 @@ def _train(
     """The final loss, and the licence of what was started from."""
     import torch
 
-    from components.adaptation import freeze
+    from components.adaptation import adapt, merge_lora
     from components.checkpoints import copy_processor_files, load_model, load_processor
     from components.licences import licence_of
     from components.optim import batch_rows, fit
@@ -110,7 +110,7 @@ def _train(
         accuracy = _align(model, renderer, encoded, shown, settings.align, seed_for(seed, "align"), unfinished, crew)
         if crew.is_first:
             say("sft", f"image tokens name what they show: {accuracy:.3f} of the last batches")
-    freeze(model, settings.freeze)
+    adapt(model, settings.freeze, settings.lora)
     if runtime.checkpoint_activations:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -132,6 +132,7 @@ def _train(
     fitted = fit(model, loss_of, parts_at, settings.optimiser, name="sft", checkpoint=work / f"sft.{kind}", crew=crew)
     model.eval()
     if crew.is_first:
+        merge_lora(model)
         model.save_pretrained(out)
         copy_processor_files(base, out)
     licence = "apache-2.0" if isinstance(settings.base, TinyBase) else licence_of(base)  # born here, of nobody's weights

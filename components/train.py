@@ -173,7 +173,7 @@ def _train(
 ) -> None:
     import torch
 
-    from components.adaptation import freeze
+    from components.adaptation import adapt
     from components.checkpoints import policy_digest
     from components.licences import licence_of
     from components.optim import Watch, batch_groups, fit
@@ -197,7 +197,8 @@ def _train(
         sees=name != "blind",
         max_tokens=settings.max_tokens,
     )
-    freeze(model.model, settings.freeze)
+    marker_id = model.renderer.marker_id
+    adapt(model.model, settings.freeze, settings.lora, [] if marker_id is None else [marker_id])
     if runtime.checkpoint_activations:
         model.model.activation_checkpointing_enable({"use_reentrant": False})
     examples = _examples(model, task, seeds, rollouts, labels, settings.dev_frac)

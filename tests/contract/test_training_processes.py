@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from components.records import LABEL, PROBLEM, SOLUTION, write_table
@@ -225,3 +226,28 @@ def test_deepspeed_trains_what_one_process_does(work, alone, tmp_path, stage):
         in_parts = trained(work, tmp_path / "parts", 2, STEPFORGE_DEEPSPEED=config, STEPFORGE_TOKENS_AT_ONCE="60")
         assert_same(in_parts, alone, 1e-4)
         assert_killed_is_whole(work, found, tmp_path / "killed", 2, 1e-6, STEPFORGE_DEEPSPEED=config)
+
+
+def test_adapters_are_merged_and_frozen_eyes_stay_as_they_were(work, tmp_path):
+    from components.checkpoints import load_model
+    from components.prm import RewardModel
+
+    params = yaml.safe_load((work / "params.yaml").read_text())
+    params["train"] |= {"freeze": ["vision"], "lora": {"rank": 2, "alpha": 4, "targets": ["q_proj", "down_proj"]}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    for name in ("seeds", "rollouts", "labels", "policy", "statements.parquet"):
+        (tmp_path / name).symlink_to(work / name)
+    learnt = RewardModel.load(trained(tmp_path, tmp_path / "prm") / "prm", device="cpu").model.state_dict()
+    policy = load_model(work / "policy", "cpu").state_dict()
+    adapted = 0
+    for name, weight in policy.items():
+        change = learnt[name][: len(weight)] - weight
+        if "vision_tower" in name:
+            assert not change.any(), name
+        elif name.endswith(("q_proj.weight", "down_proj.weight")):
+            adapted += 1
+            assert 0 < torch.linalg.matrix_rank(change, atol=1e-7, rtol=1e-4) <= 2, name
+        elif "language_model.layers" in name:
+            assert not change.any(), name
+    assert adapted
+    assert not any("lora" in name for name in learnt)
