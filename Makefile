@@ -77,5 +77,8 @@ test-deepspeed: setup-deepspeed  ## ZeRO 1, 2 and 3 with two processes against o
 bench-engine: setup  ## generated tokens per CPU-second against plain transformers, in one run (about 2 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_engine
 
+bench-prm: setup  ## what sharing saves the reward model: scoring, training, memory (about 2 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_prm $(if $(wildcard artifacts/labels/labels.parquet),--artifacts artifacts)
+
 clean:  ## remove what runs left behind; keeps the environments and the journal of paid work
 	rm -rf artifacts data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
