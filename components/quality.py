@@ -233,7 +233,9 @@ class LabelsGate:
         if self._formulation in ("soft", "count"):
             frame["is_target"] = (frame["label"] - frame["mean"]).abs() <= _EXACT
         else:
-            frame["is_target"] = frame["label"].isin([0.0, 1.0] if self._formulation in ("value", "outcome") else [-1.0, 0.0, 1.0])
+            frame["is_target"] = frame["label"].isin(
+                [0.0, 1.0] if self._formulation in ("value", "outcome") else [-1.0, 0.0, 1.0]
+            )
         lowest = -1 if self._formulation == "advantage" else 0
         suites.run(
             "labels",
