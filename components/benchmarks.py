@@ -1,6 +1,6 @@
-r"""What a benchmark's rows say of the right answer: one row of a table each, by name.
+r"""What a benchmark is: where its rows come from, what they ask, what is right, which number counts. A row of a table each.
 
-Knows nothing of models, files or scores; every rule turns the gold fields of one row into a Gold.
+Knows nothing of models, and opens no file; every rule turns the fields of one row into a question or a Gold.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components import measures, scorers
 from components.errors import DataError, SettingsError
 from components.grading import Gold, answer_type
 
@@ -256,3 +257,222 @@ ANSWER_RULES: dict[str, AnswerRule] = {
     "mmmu": AnswerRule(_mmmu, note="guesses at random where nothing is found; numbers to two decimals; substrings"),
 }
 """One row a benchmark."""
+
+
+# --- what is asked ---------------------------------------------------------------------------------------------------
+
+
+def _asked(*fields: str) -> Callable[[Row], str]:
+    """The first of these fields with the options below it, unless they stand in the question or in the picture."""
+
+    def question(row: Row) -> str:
+        text = next((str(row[name]) for name in fields if row.get(name)), "")
+        options = texts(row.get("options") or row.get("choices"))
+        if options and [option.strip() for option in options] != list("ABCDEFGHIJ"[: len(options)]):
+            text += "\n" + "\n".join(f"({chr(65 + i)}) {option}" for i, option in enumerate(options))
+        return _IMAGE_TAG.sub(r"[picture \1]", text).strip()
+
+    return question
+
+
+_IMAGE_TAG = re.compile(r"<(?:image|img)[\s_]*(\d+)>")
+
+
+def _asked_wemath(row: Row) -> str:
+    return f"{row.get('question', '')}\n{row.get('option') or ''}".strip()
+
+
+def _asked_mathverse(row: Row) -> str:
+    return str(row.get("question") or "") or "Solve the problem in the picture."
+
+
+def _asked_mmmu_pro(row: Row) -> str:
+    return _asked("question")(row) if row.get("question") else "Answer the question in the picture."
+
+
+def _asked_mathvista(row: Row) -> str:
+    unit = f" (unit: {row['unit']})" if row.get("unit") else ""
+    places = f" Give {row['precision']:.0f} decimal(s)." if isinstance(row.get("precision"), int | float) else ""
+    return _asked("question")(row) + unit + places
+
+
+def _asked_olympiadbench(row: Row) -> str:
+    context = f"{row['context']}\n" if row.get("context") else ""
+    unit = f" (unit: {row['unit']})" if row.get("unit") else ""
+    return context + _asked("question")(row) + unit
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+_ACCURACY = measures.accuracy()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark of answers."""
+
+    rule: str
+    """The answer rule that gives our verdicts; a key of ANSWER_RULES."""
+    hub: str
+    """The dataset's id on the hub."""
+    files: Mapping[str, tuple[str, ...]]
+    """split -> names of its files below the folder of the distribution, the hub's layout first, then the repository's."""
+    question: Callable[[Row], str]
+    """What a policy is asked."""
+    images: tuple[str, ...] = ("decoded_image", "image")
+    """Fields that may hold its pictures; all that a row has count, `decoded_image` instead of the path beside it."""
+    numbers: measures.Measures = _ACCURACY
+    """What its numbers are."""
+    overall: str = "accuracy"
+    """The measure that the papers report."""
+    official: scorers.Scorer | None = None
+    """The official verdict; None where a hosted model gives it."""
+    ids: tuple[str, ...] = ("id",)
+    """The fields that name a row."""
+
+
+_MMMU_PICTURES = tuple(f"image_{i}" for i in range(1, 8))
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "mmk12": Benchmark(
+        rule="mmk12",
+        hub="Cierra0506/MM-K12",
+        files={"test": ("data/test-*.parquet", "*test*.jsonl", "k12.json", "eval/k12/k12.json")},
+        question=_asked("question"),
+        images=("image", "image_path"),
+    ),
+    "mathvista": Benchmark(
+        rule="mathvista",
+        hub="AI4Math/MathVista",
+        files={"testmini": ("data/testmini-*.parquet", "data/testmini.json", "testmini*.json")},
+        question=_asked_mathvista,
+        numbers=measures.accuracy("question_type", "answer_type", "metadata.source", "metadata.task"),
+        official=scorers.each(scorers.mathvista),
+        ids=("pid", "id"),
+    ),
+    "mathverse": Benchmark(
+        rule="mathverse",
+        hub="AI4Math/MathVerse",
+        files={
+            "testmini": ("testmini.parquet", "data/testmini-*.parquet", "testmini.json", "data/testmini.json"),
+            "text_only": ("testmini_text_only.parquet", "testmini_text_only*.json", "data/testmini_text_only*.json"),
+        },
+        question=_asked_mathverse,
+        numbers=measures.accuracy("problem_version", "metadata.subject", unit="problem_index"),
+        overall="problem_version Vision Only",
+        ids=("sample_index",),
+    ),
+    "mathvision": Benchmark(
+        rule="mathvision",
+        hub="MathLLMs/MathVision",
+        files={
+            "test": ("data/test-*.parquet", "data/test.jsonl", "test*.jsonl"),
+            "testmini": ("data/testmini-*.parquet", "data/testmini.jsonl", "testmini*.jsonl"),
+        },
+        question=_asked("question"),
+        numbers=measures.accuracy("level", "subject"),
+        official=scorers.each(scorers.mathvision),
+    ),
+    "mmmu": Benchmark(
+        rule="mmmu",
+        hub="MMMU/MMMU",
+        files={
+            "validation": ("*/validation-*.parquet", "data/validation-*.parquet", "*/output.json"),
+            "dev": ("*/dev-*.parquet",),
+        },
+        question=_asked("question"),
+        images=(*_MMMU_PICTURES, "images"),
+        numbers=measures.accuracy("question_type", "subject", "subfield"),
+        official=scorers.mmmu,
+    ),
+    "mmmu-pro": Benchmark(
+        rule="mmmu",
+        hub="MMMU/MMMU_Pro",
+        files={
+            "standard": ("standard (10 options)/test-*.parquet", "data/standard*.parquet"),
+            "vision": ("vision/test-*.parquet", "data/vision*.parquet"),
+        },
+        question=_asked_mmmu_pro,
+        images=(*_MMMU_PICTURES, "images", "image"),
+        numbers=measures.accuracy("subject", "topic_difficulty"),
+        official=scorers.mmmu_pro,
+    ),
+    "dynamath": Benchmark(
+        rule="dynamath",
+        hub="DynaMath/DynaMath_Sample",
+        files={"test": ("data/sample_variant*-*.parquet", "trial*/dataset.json", "*/10trials/trial*/dataset.json")},
+        question=_asked("question"),
+        numbers=measures.worst_case,
+        overall="worst case",
+        official=scorers.each(scorers.dynamath),
+        ids=("id", "variant"),
+    ),
+    "wemath": Benchmark(
+        rule="wemath",
+        hub="We-Math/We-Math",
+        files={"testmini": ("data/testmini-*.parquet", "testmini*.json", "data/testmini*.json")},
+        question=_asked_wemath,
+        images=("image", "image_path"),
+        numbers=measures.four_states,
+        overall="score strict",
+        official=scorers.each(scorers.wemath),
+        ids=("ID", "key"),
+    ),
+    "logicvista": Benchmark(
+        rule="logicvista",
+        hub="lscpku/LogicVista",
+        files={"test": ("data/test-*.parquet", "data/dataset.json", "dataset*.json")},
+        question=_asked("question"),
+        images=("image", "imagename"),
+        numbers=measures.accuracy("skill", "reasoning skill"),
+        official=scorers.each(scorers.logicvista),
+    ),
+    "olympiadbench": Benchmark(
+        rule="olympiadbench",
+        hub="Hothan/OlympiadBench",
+        files={
+            "mm_maths_en": ("OE_MM_maths_en_COMP/*.parquet", "OE_MM_maths_en_COMP*.json"),
+            "to_maths_en": ("OE_TO_maths_en_COMP/*.parquet", "OE_TO_maths_en_COMP*.json"),
+            "mm_physics_en": ("OE_MM_physics_en_COMP/*.parquet", "OE_MM_physics_en_COMP*.json"),
+            "to_physics_en": ("OE_TO_physics_en_COMP/*.parquet", "OE_TO_physics_en_COMP*.json"),
+        },
+        question=_asked_olympiadbench,
+        images=tuple(f"image_{i}" for i in range(1, 10)),
+        numbers=measures.accuracy("subfield", "answer_type"),
+        official=scorers.each(scorers.olympiadbench),
+    ),
+    "gsm8k": Benchmark(
+        rule="gsm8k",
+        hub="openai/gsm8k",
+        files={"test": ("main/test-*.parquet", "test*.jsonl", "grade_school_math/data/test.jsonl")},
+        question=_asked("question"),
+    ),
+    "math": Benchmark(
+        rule="math",
+        hub="HuggingFaceH4/MATH-500",
+        files={"test": ("test.jsonl", "math500*.jsonl", "*.jsonl")},
+        question=_asked("problem", "question"),
+        numbers=measures.accuracy("level", "subject"),
+        ids=("unique_id", "idx"),
+    ),
+}
+"""One row a benchmark: the papers' seven and MM-PRM's five, and two without pictures."""
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "visualprm": ("mmmu", "mathvista", "mathvision", "mathverse", "dynamath", "wemath", "logicvista"),
+    "mm-prm": ("mmk12", "olympiadbench", "mathvista", "mathverse", "mathvision"),
+}
+"""What the papers average: the plain mean of these benchmarks' overall measures."""
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of that name.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    found = BENCHMARKS.get(name)
+    if found is None:
+        raise SettingsError("command line", f"no benchmark named {name!r}", f"known: {', '.join(BENCHMARKS)}")
+    return found

@@ -209,6 +209,7 @@ def _add_benchmark(verbs: Any) -> None:
     sub.add_argument(
         "--candidates", metavar="FOLDER", help="written by sample on the file that --to wrote, which FILE names"
     )
+    sub.add_argument("--evaluation", metavar="FOLDER", help="written by evaluate on these candidates: the PRM's picks too")
     sub.add_argument("--response", metavar="FIELD", help="of the response (default: the answer rule's)")
     sub.add_argument("--gold", metavar="FILE", help="file of the gold rows, joined by id, if FILE lacks their fields")
     sub.add_argument("--on", metavar="FIELD", help="the id field to join by (default: the first that both have)")
