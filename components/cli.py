@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -314,7 +314,7 @@ def _run_stage(args: argparse.Namespace) -> int:
             if value is not None:
                 inputs[name] = paths[name]
     out = Path(args.out)
-    _refuse_foreign(out, SUMMARY)
+    _refuse_foreign(out, SUMMARY, inputs.values())
     module = importlib.import_module(f"components.{args.verb}")
     if runtime.world_size > 1 and args.verb not in TRAINING:
         what = f"{args.verb} was started by a launcher as one of {runtime.world_size} processes"
@@ -346,8 +346,13 @@ def _named_path(flag: str, text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _refuse_foreign(out: Path, ours: str) -> None:
-    """A folder is replaced whole: only one that we wrote, or that is empty, may be named."""
+def _refuse_foreign(out: Path, ours: str, inputs: Iterable[Path] = ()) -> None:
+    """A folder is replaced whole: only one that we wrote, or that is empty, may be named, and none that is read."""
+    for read in inputs:
+        if read.resolve().is_relative_to(out.resolve()):
+            raise SettingsError(
+                "command line", f"--out {str(out)!r} would replace its own input {read}", "name a new folder"
+            )
     if Path.cwd().is_relative_to(out.resolve()):
         raise SettingsError("command line", f"--out {str(out)!r} holds the folder you are in", "name a folder below it")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / ours).exists())):
@@ -382,7 +387,7 @@ def _run_choose(args: argparse.Namespace) -> int:
     names = ("budget_tokens", "convincing_frac", "max_per_problem", "max_sd", "num_continuations", "aggregation")
     options = {name: getattr(args, name) for name in names}
     out = Path(args.out)
-    _refuse_foreign(out, SUMMARY)
+    _refuse_foreign(out, SUMMARY, (folders | labels).values())
     with publishing(out) as part:
         run(params, runtime, **folders, labels=labels.get("labels"), out=part, **options)
     write_receipt(
@@ -488,7 +493,7 @@ def _run_import(args: argparse.Namespace) -> int:
 
     started = time.time()
     runtime, files, out = load_runtime(), [Path(name) for name in args.file], Path(args.out)
-    _refuse_foreign(out, SUMMARY)
+    _refuse_foreign(out, SUMMARY, files)
     options = {"fmt": args.format, "task": args.task, "max_quarantined_frac": args.max_quarantined_frac}
     summary = import_labels(files, images=Path(args.images) if args.images else None, out=out, **options)
     inputs = {f"file/{i}": path for i, path in enumerate(files)}
@@ -514,9 +519,11 @@ def _run_export(args: argparse.Namespace) -> int:
     from components.lineage import SUMMARY
 
     out = Path(args.out)
-    if not out.suffix:
-        _refuse_foreign(out, SUMMARY)
     folders = {name: Path(getattr(args, name)) for name in ("seeds", "rollouts", "labels")}
+    if not out.suffix:
+        _refuse_foreign(out, SUMMARY, folders.values())
+    elif out.exists() and out.resolve().parent in [folder.resolve() for folder in folders.values()]:
+        raise SettingsError("command line", f"--out {str(out)!r} would replace its own input", "name a new file")
     summary = export_labels(**folders, fmt=args.format, out=out)
     print(
         f"{out}: " + ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in summary.items() if name != "format")

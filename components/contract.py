@@ -5,11 +5,13 @@ Owns its fields, its digest and the comparison of two sides; knows no model. Wri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from components.errors import EngineError
+from components.metrics import AGGREGATIONS
 from components.records import digest, read_json, tree_sha256, write_json
 
 CONTRACT = "prm.json"
@@ -30,11 +32,14 @@ _NEEDED = {
 }
 
 
+_MAY_HAVE = {"marker": str, "marker_id": int, "task": str, "task_digest": str, "max_steps": int}
+
+
 def read_contract(folder: Path) -> dict[str, Any]:
     """The contract of a checkpoint.
 
     Raises:
-        EngineError: there is none, or it lacks a field.
+        EngineError: there is none, it lacks a field, or a field says what no contract can.
     """
     path = folder / CONTRACT
     if not path.exists():
@@ -46,11 +51,37 @@ def read_contract(folder: Path) -> dict[str, Any]:
     if contract.get("format") != FORMAT:
         what = f"is of format {contract.get('format')!r}, this version reads {FORMAT}"
         raise EngineError(str(path), what, "train again, or score with the version that trained it")
-    for name, kind in _NEEDED.items():
+    said = {name: kind for name, kind in _MAY_HAVE.items() if contract.get(name) is not None}
+    for name, kind in (_NEEDED | said).items():
         if not isinstance(contract.get(name), kind) or isinstance(contract.get(name), bool):
             what = f"{name} is {contract.get(name)!r}, not {kind.__name__}"
             raise EngineError(str(path), what, "the checkpoint was changed: dvc checkout")
+    for name, what in _impossible(contract):
+        raise EngineError(str(path), f"{name} is {contract[name]!r}, {what}", "the checkpoint was changed: dvc checkout")
     return contract
+
+
+def _impossible(contract: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Fields whose values would give scores without meaning, and what they should be."""
+    weights = contract["weights"]
+    if not weights or not all(isinstance(w, float) and math.isfinite(w) for w in weights):
+        yield "weights", "not finite numbers"
+        return
+    for name in ("label_tokens", "label_token_ids"):
+        if len(contract[name]) != len(weights):
+            yield name, f"not one for each of the weights {weights}"
+    if not all(isinstance(word, str) for word in contract["label_tokens"]):
+        yield "label_tokens", "not words"
+    if not (math.isfinite(contract["temperature"]) and contract["temperature"] > 0):
+        yield "temperature", "not a number above 0"
+    if not min(weights) <= contract["threshold"] <= max(weights):
+        yield "threshold", f"not between {min(weights):g} and {max(weights):g}"
+    for name in ("max_tokens", "max_steps"):
+        if contract.get(name) is not None and contract[name] < 1:
+            yield name, "not a number above 0"
+    for name, known in (("aggregation", AGGREGATIONS), ("template", ("marker", "chat")), ("view", ("picture", "blind"))):
+        if contract[name] not in known:
+            yield name, f"not one of {', '.join(known)}"
 
 
 def write_contract(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def run(
     import torch
 
     from components.contract import read_contract
+    from components.formulations import FORMULATIONS
     from components.prm import RewardModel
     from components.problems import load_benchmark
 
@@ -111,14 +112,21 @@ def run(
             swapped = {s: _shuffled(problems[s], seed_for(params.seed, "shuffle", s)) for s in split if s != "dev"}
             scores["shuffled"] = _score(model, "shuffled", {s: pool[s] for s in swapped}, swapped, [])
 
-    picked = {how: _best_of_n(pool["dev"], scores["prm"], how) for how in metrics.AGGREGATIONS}
+    contract = read_contract(prm / "prm")
+    formulation = FORMULATIONS[contract["formulation"]]
+    unread = {name: _num_unread(pool, errors, known) for name, known in scores.items()}
+    if any(unread.values()):
+        shown = ", ".join(f"{num:,} by {name}" for name, num in unread.items() if num)
+        say("evaluate", f"too long to be read, never chosen, left out of the steps' metrics: {shown} (train.max_tokens)")
+    picked = {how: _best_of_n(pool["dev"], scores["prm"], how) for how in formulation.aggregations}
     how = metrics.chosen_aggregation({name: float(values.mean()) for name, values in picked.items()})
-    voted = {how: _vote(pool["dev"], scores["prm"], how) for how in metrics.AGGREGATIONS}
+    voted = {how: _vote(pool["dev"], scores["prm"], how) for how in formulation.aggregations}
     vote_how = metrics.chosen_aggregation({name: float(values.mean()) for name, values in voted.items()})
     truths = _truths(truth, problems)
     write_table(out / "scores.parquet", _score_rows({**scores, "truth": _exact(pool, truths)}), SCORE)
     dev_steps = _with_truth(pool["dev"], scores["prm"], truths)
-    threshold = metrics.best_threshold(*dev_steps) if dev_steps[0] else 0.5
+    low, high = min(formulation.weights), max(formulation.weights)
+    threshold = metrics.best_threshold(*dev_steps, low=low, high=high) if dev_steps[0] else contract["threshold"]
     say("evaluate", f"chosen on dev: aggregation {how} (votes: {vote_how}), threshold {threshold:.2f}")
 
     splits, selections = {}, []
@@ -131,7 +139,7 @@ def run(
             seed=seed_for(params.seed, "bootstrap"),
             clusters=_pictures(pool[name], problems[name]) if task.unit == "picture" else None,
         )
-        by_aggregation = {a: bootstrap.mean(_best_of_n(pool[name], scores["prm"], a)) for a in metrics.AGGREGATIONS}
+        by_aggregation = {a: bootstrap.mean(_best_of_n(pool[name], scores["prm"], a)) for a in formulation.aggregations}
         splits[name] = _split_metrics(values, bootstrap, by_aggregation, pool[name], problems[name])
         for selector, array in values.items():
             rows = zip(pool[name], array.tolist(), strict=True)
@@ -153,7 +161,12 @@ def run(
             "candidates": _candidate_steps(pool, tests, scores, truths, threshold),
             "step_errors": _error_steps(errors, scores, threshold),
         },
-        "calibration": metrics.calibration(*_with_outcome(pool[tests[0] if tests else "dev"], scores["prm"])),
+        "unread": unread,
+        "calibration": (
+            metrics.calibration(*_with_outcome(pool[tests[0] if tests else "dev"], scores["prm"]))
+            if formulation.is_probability
+            else {"ece": None, "bins": []}
+        ),
     }
     write_json(out / "metrics.json", result)
     main = splits.get("test", splits["dev"])["selectors"]
@@ -205,6 +218,14 @@ def _score(
     progress = Progress("evaluate", len(readings), unit=f"solutions by {name}")
     scored = model.score(list(readings), progress.advance)
     return {key: [round(s, 6) for s in steps] for keys, steps in zip(readings.values(), scored, strict=True) for key in keys}
+
+
+def _num_unread(pools: Mapping[str, Pool], errors: Sequence[Row], scores: Mapping[str, list[float]]) -> int:
+    """How many solutions have steps and got no score: with their prompts they are longer than the model reads."""
+    kinds = [kinds for pool in pools.values() for kinds in pool.values()]
+    rows = [(row["candidate_id"], row) for known in kinds for row in (*known["sample"], *known["greedy"])]
+    rows += [(row["id"], row) for row in errors]
+    return sum(1 for key, row in rows if key in scores and row["steps"] and not scores[key])
 
 
 def _shuffled(problems: Mapping[str, Row], seed: int) -> dict[str, Row]:
@@ -360,7 +381,7 @@ def _checked(
         if key not in known:
             continue
         for row in kinds["sample"]:
-            if row["candidate_id"] in scores and row["steps"]:
+            if scores.get(row["candidate_id"]) and row["steps"]:
                 truth = known[key](row["steps"])
                 out[0].append(scores[row["candidate_id"]])
                 out[1].append([t.is_right_so_far for t in truth])
@@ -400,7 +421,7 @@ def _candidate_steps(
 def _error_steps(errors: Sequence[Row], scores: Mapping[str, Mapping[str, list[float]]], threshold: float) -> dict[str, Any]:
     out = {}
     for scorer, known in scores.items():
-        rows = [row for row in errors if row["id"] in known]
+        rows = [row for row in errors if known.get(row["id"])]
         if rows:
             right, kinds = [r["right_so_far"] for r in rows], [r["step_kinds"] for r in rows]
             out[scorer] = metrics.step_metrics([known[r["id"]] for r in rows], right, kinds, threshold)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
 from components.errors import DataError
+from components.metrics import AGGREGATIONS
 
 _LEAST = 1e-3  # of alpha and beta: the likelihood of counts stays finite
 
@@ -59,6 +60,14 @@ class Formulation:
     def is_probability(self) -> bool:
         """Whether a score estimates the chance that a step is right."""
         return min(self.weights) == 0.0
+
+    @property
+    def aggregations(self) -> tuple[str, ...]:
+        """By which its steps' scores may become one: what is learnt at the last step is read there alone, and a product
+        of numbers below 0 would turn two bad steps into a good one."""
+        if self.last_only:
+            return ("last",)
+        return tuple(how for how in AGGREGATIONS if self.is_probability or how != "product")
 
     def loss(self, logits_SC: Tensor, targets: Targets, total_weight: float | None = None) -> Tensor:
         """The weighted mean loss.

@@ -92,6 +92,8 @@ class HeldOut:
         Differs: the loss is the formulation's own, so that of counts is their likelihood.
         """
         labelled = self._labelled(logits_SC)
+        if not bool(self.targets.weight.any()):
+            return 1.0  # nothing to fit it to
 
         def loss(value: float) -> float:
             return float(self.formulation.loss(labelled / value, self.targets))
@@ -107,18 +109,17 @@ class HeldOut:
 
     def threshold(self, logits_SC: Tensor, temperature: float) -> float:
         """Above it a step is best called right: the highest macro F1 against the labels."""
-        low, high = min(self.formulation.weights), max(self.formulation.weights)
         scores, right = self._scores(self._labelled(logits_SC) / temperature), self._is_right()
         if right.all() or not right.any():
             return sum(self.formulation.weights) / len(self.formulation.weights)
-        found = metrics.best_threshold([(score - low) / (high - low) for score in scores], right.tolist())
-        return round(low + found * (high - low), 6)
+        low, high = min(self.formulation.weights), max(self.formulation.weights)
+        return metrics.best_threshold(scores, right.tolist(), low=low, high=high)
 
     def aggregation(self, logits_SC: Tensor, temperature: float) -> tuple[str, dict[str, float]]:
         """The aggregation that picks right solutions most often, and how often each does.
 
-        Over problems with right and wrong solutions; where there are none, the formulation's own. Of equal ones that is
-        taken first, then the one named first.
+        Of those that the formulation allows, over problems with right and wrong solutions; where there are none, the
+        formulation's own. Of equal ones that is taken first, then the one named first.
         """
         default = self.formulation.default_aggregation
         rows = self.formulation.scores(logits_SC / temperature).double()
@@ -131,7 +132,7 @@ class HeldOut:
         if not mixed:
             return default, {}
         accuracy = {}
-        for how in (default, *(how for how in metrics.AGGREGATIONS if how != default)):
+        for how in (default, *(how for how in self.formulation.aggregations if how != default)):
             picks = [
                 metrics.best_of_n([metrics.aggregate(scores, how) for scores, _ in group], [right for _, right in group])
                 for group in mixed

@@ -19,10 +19,10 @@ from components import estimation
 from components.errors import DataError, SettingsError
 from components.estimation import Floats
 from components.lineage import SUMMARY
-from components.measured import Measured, measured, measured_of
+from components.measured import Measured, check_one_run, measured, measured_of
 from components.progress import Progress, say
 from components.quality import LabelsGate, enforce
-from components.records import LABEL, TableWriter, digest, iterate_table, write_json
+from components.records import LABEL, TableWriter, digest, iterate_table, read_json, write_json
 from components.settings import Label, Params, Runtime
 from components.switches import Switches, first_errors, right_above
 from components.tasks import Task, load_task
@@ -45,8 +45,10 @@ def run(
     Raises:
         DataError: the files are not of one run, or a gate found the labels wrong.
     """
+    check_one_run(seeds, rollouts)
     other = None
     if second is not None:
+        _check_second(second, params.label)
         columns = ["solution_id", "step", "label"]
         tables = iterate_table(second / "labels.parquet", LABEL, columns, num_rows=1 << 17)
         other = first_errors(tables, right_above(params.label))
@@ -58,6 +60,15 @@ def run(
     enforce(gate.gate(), out)
     write_json(out / SUMMARY, labeller.summary(gate))
     return {}
+
+
+def _check_second(second: Path, settings: Label) -> None:
+    """Stop where the other labels do not mean the same: a drop is no low value, and an outcome is of the end alone."""
+    summary = read_json(second / SUMMARY) if (second / SUMMARY).exists() else {}
+    other = summary.get("formulation") if isinstance(summary, dict) else None  # imported labels do not say
+    if isinstance(other, str) and other != settings.formulation and {other, settings.formulation} & {"advantage", "outcome"}:
+        what = f"labels of formulation {other!r}, for a first error by {settings.formulation!r}"
+        raise SettingsError(str(second), what, "make both labels with the same label.formulation")
 
 
 def labelled(labeller: Labeller, rollouts: Path, *, scratch: Path | None = None) -> Iterator[pa.Table]:
@@ -115,7 +126,7 @@ class Labeller:
         right, total = some.node_counts()
         rules = set(some.prefixes.column("stopping_rule").to_pylist())
         if rules == {"imported"} and not total.sum():
-            what = "hard labels made elsewhere, without counts: there is nothing to estimate from"
+            what = "labels made elsewhere, without counts: there is nothing to estimate from"
             raise DataError(str(rollouts), what, "train on the labels that import wrote")
         self.prior = estimation.beta_prior(right, total)
         self.guard = estimation.guard(some.forest, *some.node_counts(own=True))
@@ -202,12 +213,11 @@ class Labeller:
         settings, mean = self.settings, estimate["mean"]
         if settings.formulation == "outcome":
             return np.where(some.is_final, mean, np.nan)
+        is_share = settings.formulation in ("soft", "count", "advantage")
+        if is_share and self.estimator == "counts" and "first_success" in some.counts["stopping_rule"]:
+            what = f"label.formulation {settings.formulation!r} with counts that stopped at the first success"
+            raise SettingsError("params.yaml", what, "such counts are biased: take formulation 'value' or estimator 'joint'")
         if settings.formulation in ("soft", "count"):
-            if self.estimator == "counts" and "first_success" in some.counts["stopping_rule"]:
-                what = f"label.formulation {settings.formulation!r} with counts that stopped at the first success"
-                raise SettingsError(
-                    "params.yaml", what, "such counts are biased: take formulation 'value' or estimator 'joint'"
-                )
             return mean
         if settings.formulation == "value":
             right = estimate["right"]

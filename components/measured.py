@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from components.errors import DataError
 from components.forest import Forest, Ints
-from components.records import PREFIX, SOLUTION, iterate_table, prefix_id
+from components.records import PREFIX, PROBLEM, SOLUTION, iterate_table, prefix_id
 from components.tasks import Task
 from components.texts import Texts
 
 _SOLUTION_COLUMNS = ["solution_id", "problem_id", "steps", "verdict", "finish_reason", "policy_digest", "verifier_digest"]
+_VERDICTS = pa.array(["right", "wrong", "unknown"])
 _TEXT_COLUMNS = ["right_masses", "wrong_masses", "num_repeated_right", "num_repeated_wrong"]
 
 
@@ -31,7 +32,13 @@ class Measured:
     """The usable solutions of some whole problems, step by step, with the counts of their prefixes."""
 
     def __init__(self, task: Task, solutions: pa.Table, prefixes: pa.Table) -> None:
-        """Take rows of SOLUTION, those of a problem one behind the other, and rows of PREFIX of the same problems."""
+        """Take rows of SOLUTION, those of a problem one behind the other, and rows of PREFIX of the same problems.
+
+        Raises:
+            DataError: a verdict or a step is none, or a prefix's counts or probabilities cannot be.
+        """
+        _check_solutions(solutions)
+        _check_prefixes(prefixes)
         lengths = pc.list_value_length(solutions.column("steps")).fill_null(0).to_numpy()
         is_usable = pc.equal(solutions.column("finish_reason"), "stop").fill_null(False).to_numpy() & (lengths > 0)
         problem = np.cumsum(_begins(solutions)) - 1
@@ -127,6 +134,38 @@ class Measured:
         return np.append(self.prefixes.column(name).fill_null(0).to_numpy(), np.int32(0))
 
 
+def _check_solutions(solutions: pa.Table) -> None:
+    """Stop at a verdict that is none: a null taken for wrong would be a wrong label."""
+    names = solutions.column("solution_id")
+    steps = solutions.column("steps")
+    with_null = pc.list_parent_indices(steps).filter(pc.is_null(pc.list_flatten(steps)))
+    bad = np.isin(np.arange(solutions.num_rows), with_null.to_numpy())
+    for what, is_bad in (
+        ("a null among its steps", bad),
+        ("a verdict that is neither right, wrong nor unknown", ~pc.is_in(solutions.column("verdict"), _VERDICTS).to_numpy()),
+    ):
+        if is_bad.any():
+            raise DataError("solutions.parquet", f"solution {names[int(is_bad.argmax())]} has {what}", "run rollout again")
+
+
+def _check_prefixes(prefixes: pa.Table) -> None:
+    """Stop at counts and probabilities that no continuations come to."""
+    columns = ("num_right", "num_verdicts", "num_reused", "num_reused_right")
+    right, total, reused, reused_right = (prefixes.column(name).fill_null(0).to_numpy() for name in columns)
+    bad = (right < 0) | (total < right) | (reused < 0) | (total < reused) | (reused_right < 0)
+    bad |= np.minimum(right, reused) < reused_right
+    for name in _TEXT_COLUMNS[:2]:
+        masses = pc.list_flatten(prefixes.column(name))
+        is_mass = pc.and_(pc.greater_equal(masses, 0.0), pc.less_equal(masses, 1.0)).fill_null(False).to_numpy()
+        if not is_mass.all():
+            bad[pc.list_parent_indices(prefixes.column(name)).to_numpy()[~is_mass]] = True
+    if bad.any():
+        at = int(bad.argmax())
+        shown = ", ".join(f"{name} {prefixes.column(name)[at]}" for name in (*columns, *_TEXT_COLUMNS[:2]))
+        what = f"prefix {prefixes.column('prefix_id')[at]} has counts that cannot be: {shown:.200}"
+        raise DataError("prefixes.parquet", what, "the file was changed: run rollout again")
+
+
 def _prefix_ids(task: Task, problem: str, steps: Sequence[str]) -> Iterator[str]:
     units: list[str] = []
     for step in steps:
@@ -149,6 +188,38 @@ def measured(rollouts: Path, task: Task, *, num_solutions: int) -> Iterator[Meas
         yield Measured(task, some, of_them)
 
 
+def check_one_run(seeds: Path, rollouts: Path) -> None:
+    """Stop where seeds, solutions and prefixes are not of one run; labels would come out all the same.
+
+    What was imported is exempt from the second rule: its counts were made elsewhere, its verdicts here.
+
+    Raises:
+        DataError: a solution's problem is no seed, or the prefixes are another policy's or verifier's.
+    """
+    digests = ["policy_digest", "verifier_digest"]
+    problems: set[str] = set()
+    made: dict[str, set[str | None]] = {name: set() for name in digests}
+    for table in iterate_table(rollouts / "solutions.parquet", SOLUTION, ["problem_id", *digests], num_rows=1 << 17):
+        problems.update(pc.unique(table.column("problem_id")).to_pylist())
+        for name in digests:
+            made[name].update(pc.unique(table.column(name)).to_pylist())
+    for table in iterate_table(seeds / "seeds.parquet", PROBLEM, ["problem_id"], num_rows=1 << 17):
+        problems.difference_update(table.column("problem_id").to_pylist())
+    if problems:
+        what = f"problem {min(map(str, problems))} is no seed of {seeds}"
+        raise DataError(str(rollouts), what, "name the seeds that the rollouts are of")
+    if not made["policy_digest"]:  # no solutions at all: whoever reads them says so
+        return
+    for table in iterate_table(rollouts / "prefixes.parquet", PREFIX, ["stopping_rule", *digests], num_rows=1 << 17):
+        sampled = table.filter(pc.not_equal(table.column("stopping_rule"), "imported"))
+        for name in digests:
+            strange = {*pc.unique(sampled.column(name)).to_pylist()} - made[name] - {None}
+            if strange:
+                what = f"{name} {min(strange)}, which no solution has"
+                hint = "the two files are not of one run: run rollout again, or regrade both"
+                raise DataError(str(rollouts / "prefixes.parquet"), what, hint)
+
+
 def measured_of(rollouts: Path, task: Task, *, num_problems: int) -> Measured:
     """Some problems of the folder, the first by their names: no order of the files decides.
 
@@ -157,7 +228,10 @@ def measured_of(rollouts: Path, task: Task, *, num_problems: int) -> Measured:
     """
     names: list[str] = []
     for table in iterate_table(rollouts / "solutions.parquet", SOLUTION, ["problem_id"], num_rows=1 << 20):
-        names = sorted({*names, *pc.unique(table.column("problem_id")).to_pylist()})[:num_problems]
+        found = pc.unique(table.column("problem_id"))
+        if found.null_count:
+            raise DataError(str(rollouts / "solutions.parquet"), "a solution without a problem_id", "run rollout again")
+        names = sorted({*names, *found.to_pylist()})[:num_problems]
     if not names:
         raise DataError(str(rollouts / "solutions.parquet"), "no rows", "run rollout again")
     chosen = pa.array(names, pa.string())

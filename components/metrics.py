@@ -125,10 +125,10 @@ def f1_scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return {"f1_right": round(right, 6), "f1_wrong": round(wrong, 6), "macro_f1": round((right + wrong) / 2, 6)}
 
 
-def best_threshold(scores: Sequence[float], is_right: Sequence[bool]) -> float:
-    """The threshold in (0, 1) with the highest macro F1; of equal ones the middle."""
+def best_threshold(scores: Sequence[float], is_right: Sequence[bool], *, low: float = 0.0, high: float = 1.0) -> float:
+    """The threshold between `low` and `high` with the highest macro F1; of equal ones the middle."""
     values, truth = np.asarray(scores, dtype=float), np.asarray(is_right, dtype=bool)
-    grid = np.round(np.arange(0.02, 0.99, 0.01), 2)
+    grid = np.round(low + (high - low) * np.round(np.arange(0.02, 0.99, 0.01), 2), 6)
     macro = np.array([f1_scores(values > t, truth)["macro_f1"] for t in grid])
     best = np.flatnonzero(macro == macro.max())
     return float(grid[best[len(best) // 2]])

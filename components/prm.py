@@ -29,6 +29,7 @@ from components.render import Encoded, Rendered, Renderer, join_tensors, padded
 
 HEAD = "head.safetensors"
 BATCH_TOKENS = 16_384  # tokens a scoring batch, padding included
+_USUAL_TOKENS = 32_768  # of a row, for a model without positions
 WINDOW = 256  # solutions that are rendered at a time
 _PROBE = "a step: 3 + 20 = 23\n\nanswer: 23"  # must be split alike before and after a tokenizer is saved
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}  # of a state's size, tree against row
@@ -68,7 +69,11 @@ class RewardModel(torch.nn.Module):
         """False: pictures are blanked, in training and scoring alike (the blind control)."""
         self.temperature = temperature
         """Logits are divided by it before they become scores; fitted on dev."""
-        self.max_tokens = max_tokens or _most_tokens(model)
+        positions = _most_tokens(model)
+        if positions is not None and max_tokens is not None and max_tokens > positions:
+            what = f"max_tokens is {max_tokens:,}, but the model has positions for {positions:,}"
+            raise EngineError("reward model", what, "lower train.max_tokens, or leave it null: the model's own")
+        self.max_tokens = max_tokens or positions or _USUAL_TOKENS
         """Prompt and solution together; see `score` and `train` for what becomes of longer ones."""
 
     @classmethod
@@ -129,6 +134,9 @@ class RewardModel(torch.nn.Module):
         if contract["formulation"] not in FORMULATIONS:
             hint = f"known: {', '.join(FORMULATIONS)}"
             raise EngineError(str(folder), f"its formulation {contract['formulation']!r} is unknown", hint)
+        said = FORMULATIONS[contract["formulation"]]
+        changed = "the checkpoint was changed: take it from DVC again"
+        agree(folder, "the weights of its classes", here=list(said.weights), contract=contract["weights"], hint=changed)
         tokens = contract["label_tokens"]
         hint = "score with the version of StepForge and of the tokenizer that trained it"
         try:
@@ -138,14 +146,13 @@ class RewardModel(torch.nn.Module):
         agree(folder, "the renderer", here=renderer.digest, contract=contract["renderer_digest"], hint=hint)
         ids = _label_ids(folder, renderer, tokens)
         agree(folder, "the ids of the label tokens", here=ids, contract=contract["label_token_ids"], hint=hint)
+        agree(folder, "the id of the marker", here=renderer.marker_id, contract=contract.get("marker_id"), hint=hint)
         seen = checkpoint_digest(folder)
-        hint = "the checkpoint was changed: take it from DVC again"
-        agree(folder, "the digest of its files", here=seen, contract=contract["digest"], hint=hint)
+        agree(folder, "the digest of its files", here=seen, contract=contract["digest"], hint=changed)
         model = load_model(folder, device)
         head = load_file(folder / HEAD)["weight"].to(model.device)
-        said = FORMULATIONS[contract["formulation"]]
         wanted = [len(said.weights), model.get_input_embeddings().embedding_dim]
-        agree(folder, "the shape of its head", here=list(head.shape), contract=wanted, hint=hint)
+        agree(folder, "the shape of its head", here=list(head.shape), contract=wanted, hint=changed)
         return cls(
             model,
             renderer,
@@ -339,17 +346,22 @@ def _renderer(processor: Any, template: str, marker: str | None, label_tokens: S
 
 
 def _label_ids(folder: Path, renderer: Renderer, label_tokens: Sequence[str]) -> list[int]:
-    ids = [renderer.text_ids(word)[0] for word in label_tokens]
+    spelt = [renderer.text_ids(word) for word in label_tokens]
+    if not all(spelt):
+        what = f"a label token is empty: {', '.join(map(repr, label_tokens))}"
+        raise EngineError(str(folder), what, "train.label_tokens: a word a class")
+    ids = [word[0] for word in spelt]
     if len(set(ids)) < len(ids):
         what = f"label tokens {', '.join(map(repr, label_tokens))} begin with the same token"
         raise EngineError(str(folder), what, "choose words that the tokenizer tells apart: train.label_tokens")
     return ids
 
 
-def _most_tokens(model: Any) -> int:
-    """The longest row that the language model has positions for."""
+def _most_tokens(model: Any) -> int | None:
+    """The longest row that the language model has positions for; None: it counts none."""
     text = getattr(model.config, "text_config", model.config)
-    return int(getattr(text, "max_position_embeddings", 32_768))
+    positions = getattr(text, "max_position_embeddings", None)
+    return None if positions is None else int(positions)
 
 
 def _window(model: Any) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from components.errors import DataError
+from components.errors import DataError, SettingsError
 from components.label import Labeller, labelled
 from components.lineage import SUMMARY
 from components.prefixes import prefix_rows, unfinished
@@ -76,7 +76,10 @@ def run(
         labels: folder written by label from the same rollouts; its labels are compared with those of the new verdicts.
     Raises:
         DataError: the files are not of one run.
+        SettingsError: `labels` are of another formulation.
     """
+    if labels is not None:
+        _check_formulation(params, labels)
     task = load_task(params.task)
     problems = {row["problem_id"]: row for row in read_table(seeds / "seeds.parquet", PROBLEM)}
     made = read_json(rollouts / SUMMARY)  # by the run that made them, whatever params.yaml says now
@@ -102,6 +105,7 @@ def run(
             states = {name: _states(task, name, group) for name, group in some}
             rows: list[tuple[str, Row, str]] = []
             for name, group in some:
+                _check_whole(group)
                 rows += [("solution", row, row["text"]) for row in group.solutions]
                 for row in group.continuations:
                     state = states[name].get(row["prefix_id"])
@@ -145,6 +149,20 @@ class _Group:
 
     def __init__(self, solutions: list[Row], continuations: list[Row], prefixes: list[Row]) -> None:
         self.solutions, self.continuations, self.prefixes = solutions, continuations, prefixes
+
+
+def _check_whole(group: _Group) -> None:
+    """Stop where continuations that were counted are gone: their verdicts would silently be lost.
+
+    Raises:
+        DataError: a prefix has other continuations than it counted.
+    """
+    judged = Counter(row["prefix_id"] for row in group.continuations if row["verdict"] in ("right", "wrong"))
+    for row in group.prefixes:
+        counted = (row["num_verdicts"] or 0) - (row["num_reused"] or 0)
+        if judged[row["prefix_id"]] != counted:
+            what = f"{judged[row['prefix_id']]} verdicts began at prefix {row['prefix_id']}, which counted {counted}"
+            raise DataError("continuations.parquet", what, "the two files are not of one run: run rollout again")
 
 
 def _problems_at_once(rollouts: Path) -> Iterator[list[tuple[str, _Group]]]:
@@ -224,6 +242,17 @@ def _prefix_rows(
         digests={"policy_digest": policy, "verifier_digest": verifier_digest},
         temperature=made["temperature"],
     )
+
+
+def _check_formulation(params: Params, labels: Path) -> None:
+    """Stop before anything is graded where the report would list every label."""
+    told = read_json(labels / SUMMARY) if (labels / SUMMARY).exists() else {}
+    made = told.get("formulation", params.label.formulation)
+    if made != params.label.formulation:
+        what = f"labels of formulation {made!r}, to compare with {params.label.formulation!r}"
+        raise SettingsError(
+            str(labels), what, "every label would change: set label.formulation to the one they were made with"
+        )
 
 
 def _compare_labels(params: Params, labels: Path, rollouts: Path) -> dict[str, Any]:

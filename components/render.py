@@ -95,8 +95,10 @@ class Renderer:
         """A question with its pictures (shown before it), up to the start of the assistant's turn.
 
         Raises:
-            DataError: a picture cannot be decoded.
+            DataError: a picture cannot be decoded, or the model takes none.
         """
+        if images and not hasattr(self.processor, "image_processor"):
+            raise DataError("picture", "this model takes no pictures", "take a vision-language model, or leave them out")
         key = (question, tuple(images))
         if key in self._cache:
             self._cache.move_to_end(key)

@@ -37,6 +37,10 @@ class PrmReward:
             raise SettingsError("prm_reward", f"rewards={rewards!r} is unknown", f"known: {', '.join(REWARDS)}")
         if aggregation is not None and aggregation not in AGGREGATIONS:
             raise SettingsError("prm_reward", f"aggregation={aggregation!r} is unknown", f"known: {', '.join(AGGREGATIONS)}")
+        formulation = scorer.model.formulation
+        if aggregation is not None and aggregation not in formulation.aggregations:
+            what = f"aggregation={aggregation!r} means nothing for scores of formulation {formulation.name!r}"
+            raise SettingsError("prm_reward", what, f"take one of {', '.join(formulation.aggregations)}")
         self.scorer, self.rewards = scorer, rewards
         self.aggregation = aggregation or scorer.aggregation
         self.unfinished = min(scorer.contract["weights"]) if unfinished is None else unfinished

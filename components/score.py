@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 from components.contract import read_contract
 from components.errors import DataError, EngineError, StepForgeError, one_line
 from components.lineage import exclusive
-from components.metrics import AGGREGATIONS, aggregate
+from components.metrics import aggregate
 from components.progress import Progress, say
 from components.records import digest, file_sha256, replacing, write_json
 from components.settings import Runtime, load_runtime
@@ -196,9 +196,6 @@ def open_prm(folder: str | Path, *, device: str | None = None, task: str | None 
 
     checkpoint = checkpoint_in(Path(folder))
     contract = read_contract(checkpoint)
-    if contract["aggregation"] not in AGGREGATIONS:
-        what = f"its aggregation {contract['aggregation']!r} is unknown"
-        raise EngineError(str(checkpoint), what, f"known: {', '.join(AGGREGATIONS)}")
     named = task or contract.get("task") or "maths"
     chosen = load_task(named)
     if contract.get("task") == named and contract.get("task_digest", chosen.digest) != chosen.digest:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
 import shutil
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -72,13 +74,13 @@ def run(
         raise SettingsError(
             "command line", "train.perception is on but there are no statements", "add --statements FILE, or set it to null"
         )
+    _of_formulation(labels, params.label.formulation)
     names = ["prm", *params.train.controls]
     inputs = [seeds, rollouts, labels, policy] + ([statements] if statements else [])
     together = runtime.world_size > 1 or runtime.deepspeed is not None
     threads = runtime.num_threads if together else max(1, runtime.num_threads // len(names))
-    work_digest = digest(
-        "train-3", params.seed, params.task, params.train.model_dump(mode="json"), [tree_sha256(p) for p in inputs], threads
-    )
+    learnt = [params.seed, params.task, params.label.formulation, params.train.model_dump(mode="json")]
+    work_digest = digest("train-4", learnt, [tree_sha256(p) for p in inputs], threads)
     with work_folder(runtime, f"train-{work_digest}") as work:
         jobs = [
             (params, runtime, threads, name, seeds, rollouts, labels, policy, statements, work, out / name) for name in names
@@ -147,7 +149,22 @@ def _side_by_side(jobs: list[tuple[Any, ...]], num_workers: int) -> None:
             process.join(10)
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: killed, it cannot end its children, who would train on
+    beside the run that takes up its work."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _job(job: tuple[Any, ...], errors: Any) -> None:
+    _end_with_parent()
     limit_threads(job[2])
     try:
         _train(*job)
@@ -204,8 +221,13 @@ def _train(
     examples = _examples(model, task, seeds, rollouts, labels, settings.dev_frac)
     kept_aside = [e for e in examples if e.is_dev]
     groups = _groups([e for e in examples if not e.is_dev])
-    if not groups:
-        raise DataError(str(labels), "no labelled step", "lower label.min_verdicts, or sample more continuations")
+    if not groups and kept_aside:
+        what = f"all {len(_groups(kept_aside)):,} problems with labels are kept aside"
+        raise DataError(str(labels), what, f"lower train.dev_frac: it is {settings.dev_frac}")
+    if not any(target[3] > 0 for group in groups for e in group for target in e.targets):
+        raise DataError(
+            str(labels), "no labelled step that counts", "lower label.min_verdicts, or sample more continuations"
+        )
     _uniform(crew, examples)
     num_solutions, num_labels = sum(map(len, groups)), sum(len(e.targets) for group in groups for e in group)
     if crew.is_first:
@@ -517,6 +539,14 @@ def _uniform(crew: Crew, examples: Sequence[Example]) -> None:
         raise SettingsError("STEPFORGE_DEEPSPEED", what, "infra/deepspeed/zero2.json trains them")
 
 
+def _of_formulation(labels: Path, formulation: str) -> None:
+    """Refuse labels that say they were made for another formulation; labels from elsewhere say nothing."""
+    made = read_json(labels / SUMMARY).get("formulation") if (labels / SUMMARY).exists() else None
+    if made not in (None, formulation):
+        what = f"label.formulation is {formulation!r}, but {labels} holds labels of formulation {made!r}"
+        raise SettingsError("params.yaml", what, "run label again with these params, or name the labels that fit")
+
+
 def is_kept_aside(problem_id: str, dev_frac: float) -> bool:
     """Whether a problem is watched instead of learnt; decided by its name alone, so that it never changes sides."""
     return int(digest("dev", problem_id)[:8], 16) < dev_frac * 2**32
@@ -532,6 +562,9 @@ def _examples(
     of_solution: dict[str, dict[int, tuple[float, int, int, float]]] = defaultdict(dict)
     columns = ["solution_id", "step", "label", "num_right", "num_verdicts", "weight"]
     for row in read_table(labels / "labels.parquet", LABEL, columns):
+        if not (math.isfinite(row["weight"]) and row["weight"] >= 0):
+            what = f"step {row['step']} of solution {row['solution_id']} has weight {row['weight']}"
+            raise DataError(str(labels), what, "weights are numbers from 0 on: run label again")
         of_solution[row["solution_id"]][row["step"]] = tuple(row[name] for name in columns[2:])  # type: ignore[assignment]
     examples = []
     num_cut = 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from components.records import PREFIX, SOLUTION, TableWriter, digest, prefix_id
+from components.records import PREFIX, PROBLEM, SOLUTION, TableWriter, digest, prefix_id
 
 STEPS, SOLUTIONS_PER_PROBLEM, PROBLEMS_AT_ONCE = 6, 4, 2048
 DIGESTS = {"policy_digest": "policy", "verifier_digest": "verifier"}
@@ -28,11 +28,15 @@ def write_rollouts(folder: Path, num_labels: int) -> None:
     rng = np.random.default_rng(0)
     num_problems = num_labels // STEPS // SOLUTIONS_PER_PROBLEM
     with (
+        TableWriter(folder / "seeds.parquet", PROBLEM) as seeds,
         TableWriter(folder / "solutions.parquet", SOLUTION) as solutions,
         TableWriter(folder / "prefixes.parquet", PREFIX) as prefixes,
     ):
         for start in range(0, num_problems, PROBLEMS_AT_ONCE):
             solution_rows, prefix_rows = [], []
+            seeds.write(
+                [{"problem_id": digest("problem", i)} for i in range(start, min(start + PROBLEMS_AT_ONCE, num_problems))]
+            )
             for number in range(start, min(start + PROBLEMS_AT_ONCE, num_problems)):
                 problem, root = digest("problem", number), rng.beta(0.8, 0.8)
                 row = {"problem_id": problem, "prefix_id": prefix_id(problem, ()), "num_units": 0, "num_right": 0}

@@ -61,3 +61,19 @@ def test_problems_without_pictures_are_clusters_of_their_own():
     names = evaluate._pictures(pool, rows)
     assert names[0] == names[2]
     assert len(set(names)) == 3
+
+
+def test_what_was_too_long_to_be_read_is_counted_and_left_out_of_the_steps_metrics():
+    def candidate(key, *steps):
+        return {"candidate_id": key, "steps": list(steps)}
+
+    pool = {"p": {"sample": [candidate("a", "red: 3", "blue: 5"), candidate("b", "red: 3"), candidate("c")], "greedy": []}}
+    errors = [
+        {"id": f"e{i}", "steps": ["red: 3"], "right_so_far": [right], "step_kinds": ["reading"]}
+        for i, right in enumerate([True, False, False])
+    ]
+    scores = {"a": [], "b": [0.9], "c": [], "e0": [0.8], "e1": [0.1], "e2": []}
+    assert evaluate._num_unread({"test": pool}, errors, scores) == 2  # c has no steps
+    assert evaluate._error_steps(errors, {"prm": scores}, 0.5)["prm"]["num_steps"] == 2
+    truths = {"test": {"p": lambda steps: [world.StepTruth("reading", True, True) for _ in steps]}}
+    assert evaluate._checked(pool, scores, truths) == ([[0.9]], [[True]], [["reading"]])

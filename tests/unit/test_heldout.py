@@ -114,3 +114,18 @@ def test_the_aggregation_is_the_one_that_picks_right_solutions():
     assert held_out(rows[2:]).aggregation(last[4:], 1.0) == ("min", {})  # nothing to choose on
     tied = logits_of([0.9, 0.9, 0.1, 0.1, 0.5, 0.5, 0.9])
     assert held_out(rows, "outcome").aggregation(tied, 1.0)[0] == "last"  # of equal ones the formulation's own
+
+
+def test_a_product_of_advantages_is_no_aggregation_and_an_outcome_is_read_at_its_end_alone():
+    rows = [("a", 2, {0: 1.0}, True), ("a", 2, {0: -1.0}, False)]
+    logits = torch.tensor([[0.6, 0.2, 0.2], [0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.1, 0.1, 0.8]]).log()  # .4 .4, -.7 -.7
+    _, accuracy = held_out(rows, "advantage").aggregation(logits, 1.0)
+    assert accuracy == {"mean": 1.0, "min": 1.0, "last": 1.0, "max": 1.0}  # the product would take the wrong one
+    outcome = held_out([("a", 2, {1: 1.0}, True), ("a", 2, {1: 0.0}, False)], "outcome")
+    assert outcome.aggregation(logits_of([0.9, 0.4, 0.1, 0.6]), 1.0) == ("last", {"last": 0.0})
+
+
+def test_labels_that_do_not_count_leave_the_temperature_alone():
+    one = held_out(ROWS)
+    none = Targets.of(one.targets.label, torch.zeros_like(one.targets.label))
+    assert HeldOut(one.solutions, none, one.formulation).temperature(logits_of(SCORES)) == 1.0

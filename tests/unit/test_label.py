@@ -1,5 +1,6 @@
 """Step labels worked out by hand: what is counted, what is left without a label, what is kept, and what names a label."""
 
+import contextlib
 import itertools
 import math
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from components.errors import DataError, SettingsError
-from components.label import Labeller, labelled, run
+from components.label import Labeller, _check_second, labelled, run
+from components.measured import check_one_run
 from components.prefixes import prefix_rows
-from components.records import LABEL, PREFIX, SOLUTION, prefix_id, read_json, write_table
+from components.records import LABEL, PREFIX, PROBLEM, SOLUTION, prefix_id, read_json, write_json, write_table
 from components.settings import Balance, Label, load_runtime
 from components.tasks import MATHS
 
@@ -187,6 +189,8 @@ def test_what_a_search_for_the_first_error_did_not_sample_follows_from_what_it_d
     assert [row["label"] for row in rows] == [1, 1, 1]  # a right solution is its own success
     with pytest.raises(SettingsError, match="stopped at the first success"):
         labels_of([solution(*steps)], sampled, SOFT, rule="first_success")
+    with pytest.raises(SettingsError, match="'advantage' with counts that stopped at the first success"):
+        labels_of([solution(*steps)], sampled, Label(formulation="advantage", **COUNTS), rule="first_success")
 
 
 def test_a_label_is_named_by_its_step_its_counts_and_its_value(labels_of):
@@ -372,6 +376,44 @@ def test_the_best_solutions_of_a_search_that_stops_early_are_chosen_by_what_foll
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("seed", "solution_made_by", "prefix_made_by", "rule", "match"),
+    [
+        ("other", {}, {}, "fixed", "problem p is no seed"),
+        ("p", {}, {"policy_digest": "another"}, "fixed", "policy_digest another, which no solution has"),
+        ("p", {}, {"verifier_digest": "older"}, "fixed", "verifier_digest older, which no solution has"),
+        ("p", {}, {"verifier_digest": "made elsewhere"}, "imported", None),
+        ("p", {}, {}, "fixed", None),
+    ],
+)
+def test_seeds_solutions_and_prefixes_must_be_of_one_run(tmp_path, seed, solution_made_by, prefix_made_by, rule, match):
+    solutions = [solution("A", "B") | DIGESTS | solution_made_by]
+    digests = DIGESTS | prefix_made_by
+    rows = prefix_rows(MATHS, "p", solutions, {}, reuse=False, stopping_rule=lambda _n, _c: rule, digests=digests)
+    write_table(tmp_path / "seeds.parquet", [{"problem_id": seed, "question": "?", "answer": "1"}], PROBLEM)
+    write_table(tmp_path / "solutions.parquet", solutions, SOLUTION)
+    write_table(tmp_path / "prefixes.parquet", rows, PREFIX)
+    with pytest.raises(DataError, match=match) if match else contextlib.nullcontext():
+        check_one_run(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "is_refused"),
+    [
+        ("soft", "advantage", True),
+        ("advantage", "soft", True),
+        ("value", "outcome", True),
+        ("outcome", "outcome", False),
+        ("soft", "value", False),
+        ("soft", None, False),
+    ],
+)
+def test_a_second_opinion_must_mean_the_same_by_a_first_error(tmp_path, ours, theirs, is_refused):
+    write_json(tmp_path / "summary.json", {"formulation": theirs} if theirs else {"format": "stepwise"})
+    with pytest.raises(SettingsError, match="for a first error by") if is_refused else contextlib.nullcontext():
+        _check_second(tmp_path, Label(formulation=ours))
+
+
 def test_files_of_two_runs_are_refused(labels_of, tmp_path):
     labels_of([solution("A", "B")], continued(["A"], "right", "wrong"), SOFT)
     write_table(tmp_path / "solutions.parquet", [solution("A", "X", "B")], SOLUTION)
@@ -409,6 +451,8 @@ def test_the_stage_writes_labels_a_gate_and_what_its_switches_kept(labels_of, tm
 
     solutions, sampled = many(12)
     labels_of(solutions, sampled, Label())
+    seeds = [{"problem_id": name} for name in dict.fromkeys(s["problem_id"] for s in solutions)]
+    write_table(tmp_path / "seeds.parquet", seeds, PROBLEM)
     content = yaml.safe_load(Path("params.yaml").read_text())
     content["label"] = {"formulation": "value", "unique_prefixes": True, "best_frac": 0.5, **COUNTS}
     out = tmp_path / "out"

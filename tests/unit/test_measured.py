@@ -116,6 +116,38 @@ def test_nodes_have_the_counts_of_their_prefixes_and_roots_none():
     assert {node: t.right for node, t in some.texts().items()} == {4: [0.5]}
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_right": -1},
+        {"num_right": 5},
+        {"num_right": None, "num_reused_right": 2},
+        {"num_reused": 5},
+        {"num_reused_right": 4},
+        {"right_masses": [1.5]},
+        {"right_masses": [float("nan")]},
+        {"wrong_masses": [0.5, None]},
+    ],
+)
+def test_counts_and_probabilities_that_cannot_be_are_refused(wrong):
+    with pytest.raises(DataError, match=f"prefix {prefix_id('r', 'AB')} has counts that cannot be"):
+        made([*PREFIXES[:2], PREFIXES[2] | wrong])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"verdict": None}, "neither right, wrong nor unknown"),
+        ({"verdict": "correct"}, "neither right, wrong nor unknown"),
+        ({"steps": ["A", None]}, "a null among its steps"),
+    ],
+)
+def test_a_solution_whose_verdict_or_step_is_none_is_refused_and_not_taken_for_wrong(wrong, match):
+    rows = [SOLUTIONS[2], SOLUTIONS[3] | wrong]
+    with pytest.raises(DataError, match=f"solution long has .*{match}"):
+        Measured(MATHS, pa.Table.from_pylist(rows, schema=SOLUTION), pa.Table.from_pylist(PREFIXES, schema=PREFIX))
+
+
 def test_a_prefix_that_a_solution_has_and_the_file_has_not_is_refused():
     with pytest.raises(DataError, match=f"no prefix {prefix_id('r', 'AB')}, which a solution has"):
         _ = made(PREFIXES[:2]).counts

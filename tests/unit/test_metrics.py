@@ -317,3 +317,9 @@ def test_clusters_of_one_are_no_clusters():
     together = Bootstrap(40, **options, clusters=["one picture"] * 40)
     assert together.num_clusters == 1
     assert together.mean(values)["low"] == together.mean(values)["high"] == pytest.approx(values.mean(), abs=1e-6)
+
+
+def test_a_threshold_may_lie_below_zero_where_scores_do():
+    found = best_threshold([-0.8, -0.6, -0.2, 0.4], [False, False, True, True], low=-1.0, high=1.0)
+    assert -0.6 <= found < -0.2
+    assert best_threshold([-0.8, -0.6, -0.2, 0.4], [False, False, True, True]) > 0

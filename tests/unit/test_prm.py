@@ -1,6 +1,7 @@
 """The reward model: its scores against the full model, its trees against its rows, its checkpoint against tampering."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from components import prm
 from components.contract import checkpoint_digest, read_contract
-from components.errors import EngineError
+from components.errors import DataError, EngineError
 from components.packing import tree
 from components.prm import Reading, RewardModel
 from tests.conftest import WRITERS, picture
@@ -273,3 +274,60 @@ def test_a_missing_head_and_a_missing_contract_are_refused(saved, tmp_path):
 def test_label_words_that_the_tokenizer_does_not_know_apart_are_refused(tiny_policy):
     with pytest.raises(EngineError, match="zebra"):
         RewardModel.from_policy(tiny_policy, marker=MARKER, label_tokens=("zebra", "lion"), device="cpu", sees=True)
+
+
+def test_an_empty_label_word_is_refused(tiny_policy):
+    with pytest.raises(EngineError, match="a label token is empty: '', '-'"):
+        RewardModel.from_policy(tiny_policy, marker=MARKER, label_tokens=("", "-"), device="cpu")
+
+
+def test_more_tokens_than_the_model_has_positions_for_are_refused(tiny_policy):
+    with pytest.raises(EngineError, match="max_tokens is 1,000,000, but the model has positions for"):
+        RewardModel.from_policy(tiny_policy, marker=MARKER, device="cpu", max_tokens=1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 0.0),
+        ("temperature", -1.0),
+        ("temperature", math.inf),
+        ("temperature", math.nan),
+        ("threshold", 1.5),
+        ("threshold", math.nan),
+        ("aggregation", "best"),
+        ("max_tokens", 0),
+        ("max_tokens", 10**9),
+        ("max_steps", -3),
+        ("max_steps", "12"),
+        ("weights", [0.0, 1.0]),
+        ("weights", [1.0, 0.0, -1.0]),
+        ("weights", []),
+        ("label_tokens", [5, 6]),
+        ("label_token_ids", [1]),
+        ("formulation", "advantage"),
+        ("template", "both"),
+        ("view", "shuffled"),
+        ("marker", 7),
+        ("marker_id", 3),
+        ("task", 7),
+    ],
+)
+def test_a_contract_that_says_what_none_can_is_refused_by_its_field_even_with_a_fitting_digest(
+    saved, tmp_path, field, value
+):
+    folder = tampered(saved, tmp_path)
+    contract = json.loads((folder / "prm.json").read_text()) | {field: value}
+    (folder / "prm.json").write_text(json.dumps(contract))
+    if not isinstance(value, float) or math.isfinite(value):  # the others have no digest
+        contract["digest"] = checkpoint_digest(folder)
+    (folder / "prm.json").write_text(json.dumps(contract))
+    message = refusal(folder)
+    assert {"weights": "weights", "marker_id": "marker", "formulation": "weights"}.get(field, field) in message
+    assert "the digest of its files" not in message
+
+
+def test_a_language_model_does_not_pass_over_pictures_in_silence(checkpoint):
+    model = started(checkpoint("qwen2"))
+    with pytest.raises(DataError, match="this model takes no pictures"):
+        model.score([Reading("bars : red ?", (picture(0),), ("red: 3",))])

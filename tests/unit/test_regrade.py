@@ -3,7 +3,7 @@
 import pytest
 
 from components import regrade
-from components.errors import DataError
+from components.errors import DataError, SettingsError
 from components.label import Labeller, labelled
 from components.prefixes import prefix_rows
 from components.records import (
@@ -93,6 +93,23 @@ def by_name(path, schema):
 
 NO_MINIMUM = {"min_verdicts": 0}
 ENDS = [r"\boxed{3}", r"\boxed{4}", r"\boxed{3.0}"]
+
+
+def test_continuations_that_were_counted_and_are_gone_are_refused(run_of, tmp_path):
+    params = run_of(ENDS, verdict_of=lambda text: "right", label=NO_MINIMUM)
+    rows = read_table(tmp_path / "continuations.parquet", CONTINUATION)
+    for left in (rows[:-1], [], [*rows, rows[-1] | {"continuation_id": "more"}]):
+        write_table(tmp_path / "continuations.parquet", left, CONTINUATION)
+        with pytest.raises(DataError, match=r"verdicts began at prefix .*, which counted 2"):
+            regraded(params, tmp_path)
+        (tmp_path / "out").rmdir()
+
+
+def test_labels_of_another_formulation_are_not_compared_with(run_of, tmp_path):
+    params = run_of(ENDS, verdict_of=lambda text: "right", label=NO_MINIMUM)
+    write_json(tmp_path / "summary.json", {"counts_passing": True, "temperature": 1.0, "formulation": "advantage"})
+    with pytest.raises(SettingsError, match="formulation 'advantage', to compare with 'soft'"):
+        regraded(params, tmp_path)
 
 
 def test_the_same_verdicts_give_the_same_rows_and_move_no_label(run_of, tmp_path):

@@ -95,6 +95,8 @@ def test_the_least_of_advantages_is_minus_one(tiny_policy, tmp_path):
     model = RewardModel.from_policy(tiny_policy, formulation="advantage", label_tokens=("+", "=", "-"), device="cpu").eval()
     model.save(tmp_path / "prm", tiny_policy, {"task": "maths"})
     assert prm_reward(tmp_path / "prm", device="cpu")([QUESTION], [CUT]) == [-1.0]
+    with pytest.raises(SettingsError, match="aggregation='product' means nothing for scores of formulation 'advantage'"):
+        prm_reward(tmp_path / "prm", aggregation="product", device="cpu")
 
 
 def test_step_rewards_are_the_steps_scores_and_a_cut_one_ends_with_the_least(prm):

@@ -108,7 +108,7 @@ def test_five_lines_of_python_are_enough(prm, tmp_path, monkeypatch):
     """The lines that docs/scoring.md shows, run as they stand there."""
     text = (ROOT / "docs/scoring.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
-    assert len(code.strip().splitlines()) == 5
+    assert len([line for line in code.splitlines() if line]) == 5
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "prm").symlink_to(prm)
     (tmp_path / "dots.png").write_bytes(picture(0))

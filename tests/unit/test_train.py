@@ -1,15 +1,32 @@
 """What is put together for training: whole problems a batch, problems kept aside, parts for several processes, licences."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from components.errors import DataError, SettingsError
 from components.licences import licence_of
 from components.prm import RewardModel
 from components.processes import Crew
+from components.records import LABEL, PROBLEM, SOLUTION, write_json, write_table
 from components.settings import load_runtime
-from components.train import Example, Labels, _Learner, _starts, is_kept_aside, targets_of, trees_of
+from components.tasks import load_task
+from components.train import (
+    Example,
+    Labels,
+    _examples,
+    _Learner,
+    _of_formulation,
+    _starts,
+    is_kept_aside,
+    targets_of,
+    trees_of,
+)
 from tests.conftest import picture
 
 COLOURS = ("red", "blue", "green", "yellow")
@@ -131,3 +148,54 @@ def test_a_licence_is_read_from_the_policy_or_the_configuration(tmp_path):
     pointer.mkdir()
     (pointer / "policy.json").write_text(json.dumps({"path_or_id": None, "served": "m", "digest": "x"}))
     assert licence_of(pointer) == "unknown"
+
+
+def test_labels_of_another_formulation_are_refused_with_both_names(tmp_path):
+    _of_formulation(tmp_path, "soft")  # labels from elsewhere say nothing
+    write_json(tmp_path / "summary.json", {"formulation": "soft"})
+    _of_formulation(tmp_path, "soft")
+    with pytest.raises(SettingsError, match=r"'count', but .* labels of formulation 'soft'"):
+        _of_formulation(tmp_path, "count")
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_refused_with_its_step(model, tmp_path, weight):
+    said = {"solution_id": "s", "problem_id": "p"}
+    rows = {
+        "seeds": ({"problem_id": "p", "question": "bars : red ?", "images": []}, PROBLEM),
+        "solutions": (said | {"steps": ["red: 3"], "verdict": "right"}, SOLUTION),
+        "labels": (said | {"step": 0, "label": 1.0, "num_right": 1, "num_verdicts": 1, "weight": weight}, LABEL),
+    }
+    for name, (row, schema) in rows.items():
+        write_table(tmp_path / f"{name}.parquet", [dict.fromkeys(schema.names) | row], schema)
+    with pytest.raises(DataError, match="step 0 of solution s has weight"):
+        _examples(model, load_task("maths"), tmp_path, tmp_path, tmp_path)
+
+
+PARENT = """
+import multiprocessing, time
+from components.train import _end_with_parent
+
+def child():
+    _end_with_parent()
+    print(multiprocessing.current_process().pid, flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=child, daemon=True).start()
+    time.sleep(60)
+"""
+
+
+def test_a_training_process_ends_with_the_one_that_started_it(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True)
+    status = Path(f"/proc/{int(parent.stdout.readline())}/status")
+    assert status.exists()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while is_alive := status.exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not is_alive
