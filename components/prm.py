@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -150,7 +151,10 @@ class RewardModel(torch.nn.Module):
         seen = checkpoint_digest(folder)
         agree(folder, "the digest of its files", here=seen, contract=contract["digest"], hint=changed)
         model = load_model(folder, device)
-        head = load_file(folder / HEAD)["weight"].to(model.device)
+        try:
+            head = load_file(folder / HEAD)["weight"].to(model.device)
+        except (SafetensorError, KeyError) as error:
+            raise EngineError(str(folder / HEAD), f"is no head: {error}", changed) from error
         wanted = [len(said.weights), model.get_input_embeddings().embedding_dim]
         agree(folder, "the shape of its head", here=list(head.shape), contract=wanted, hint=changed)
         return cls(

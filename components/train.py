@@ -13,9 +13,7 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,31 +21,20 @@ from components.errors import DataError, SettingsError, StepForgeError
 from components.lineage import SUMMARY, work_folder
 from components.progress import say
 from components.records import (
-    LABEL,
-    PROBLEM,
-    SOLUTION,
     digest,
     file_sha256,
     read_json,
-    read_table,
     replacing,
-    row_images,
     seed_for,
     tree_sha256,
     write_json,
 )
 from components.settings import Params, Runtime, limit_threads
-from components.tasks import Task, load_task
+from components.tasks import load_task
 
 if TYPE_CHECKING:  # torch is imported where it is needed
-    from torch import Tensor
-
-    from components.formulations import Targets
-    from components.heldout import HeldOut
-    from components.packing import Batch, Tree
-    from components.prm import RewardModel
+    from components.examples import Example
     from components.processes import Crew
-    from components.render import Rendered
 
 HISTORY = "history.jsonl"
 
@@ -192,6 +179,8 @@ def _train(
 
     from components.adaptation import adapt
     from components.checkpoints import policy_digest
+    from components.examples import by_problem, read_examples, with_other_pictures
+    from components.learner import Learner, watched_of
     from components.licences import licence_of
     from components.optim import Watch, batch_groups, fit
     from components.perception import Perception
@@ -218,11 +207,11 @@ def _train(
     adapt(model.model, settings.freeze, settings.lora, [] if marker_id is None else [marker_id])
     if runtime.checkpoint_activations:
         model.model.activation_checkpointing_enable({"use_reentrant": False})
-    examples = _examples(model, task, seeds, rollouts, labels, settings.dev_frac)
+    examples = read_examples(model, task, seeds, rollouts, labels, settings.dev_frac)
     kept_aside = [e for e in examples if e.is_dev]
-    groups = _groups([e for e in examples if not e.is_dev])
+    groups = by_problem([e for e in examples if not e.is_dev])
     if not groups and kept_aside:
-        what = f"all {len(_groups(kept_aside)):,} problems with labels are kept aside"
+        what = f"all {len(by_problem(kept_aside)):,} problems with labels are kept aside"
         raise DataError(str(labels), what, f"lower train.dev_frac: it is {settings.dev_frac}")
     if not any(target[3] > 0 for group in groups for e in group for target in e.targets):
         raise DataError(
@@ -231,7 +220,7 @@ def _train(
     _uniform(crew, examples)
     num_solutions, num_labels = sum(map(len, groups)), sum(len(e.targets) for group in groups for e in group)
     if crew.is_first:
-        dev = f", {len(_groups(kept_aside)):,} kept aside" if kept_aside else ""
+        dev = f", {len(by_problem(kept_aside)):,} kept aside" if kept_aside else ""
         say("train", f"{name}: {num_solutions:,} solutions of {len(groups):,} problems, {num_labels:,} labelled steps{dev}")
 
     perception, perceived = None, float("nan")
@@ -246,7 +235,7 @@ def _train(
     elif not _is_tied(model.model):
         model.model.get_output_embeddings().requires_grad_(False)  # words are not learnt: the head is
     seen = model.shares  # tried before wrappers take the weights apart
-    learner = _Learner(model, perception, runtime.tokens_at_once)
+    learner = Learner(model, perception, runtime.tokens_at_once)
     model.train()
 
     def unfinished(leg: str) -> Path:
@@ -280,7 +269,7 @@ def _train(
             parts += learner.statements(auxiliary.aux_batch_size, seed, crew, auxiliary.aux_weight)
         return parts
 
-    held_out = _held_out(kept_aside, model) if kept_aside else None
+    held_out = watched_of(kept_aside, model) if kept_aside else None
     watch = None
     if held_out is not None:
         watched = held_out
@@ -313,14 +302,14 @@ def _train(
         logits = learner.read(kept_aside, crew, learner.loss_of)
         seed = seed_for(params.seed, "held out")
         values = {"prm": held_out.intervals(logits, seed=seed)}
-        swapped = _with_other_pictures(kept_aside)
+        swapped = with_other_pictures(kept_aside)
         if name == "prm" and swapped:
             values["shuffled"] = held_out.intervals(learner.read(swapped, crew, learner.loss_of), seed=seed)
         model.temperature = held_out.temperature(logits)
         found["threshold"] = held_out.threshold(logits, model.temperature)
         found["aggregation"], accuracy = held_out.aggregation(logits, model.temperature)
         found["held_out"] = {
-            "problems": len(_groups(kept_aside)),
+            "problems": len(by_problem(kept_aside)),
             "solutions": len(kept_aside),
             "labels": sum(len(e.targets) for e in kept_aside),
             "as_learnt": held_out.figures(logits),
@@ -365,168 +354,6 @@ def _train(
     write_json(work / f"{name}-report.json", report)
 
 
-@dataclass(frozen=True)
-class Example:
-    """A solution to learn from, or to look at."""
-
-    problem_id: str
-    question: str
-    images: tuple[bytes, ...]
-    rendered: Rendered
-    """Its markers are those of the labelled steps; of a problem kept aside, of all steps."""
-    targets: list[tuple[float, int, int, float]]
-    """(label, k, n, weight) of each labelled step."""
-    labelled: tuple[int, ...]
-    """Which of the markers have a target."""
-    is_right: bool | None = None
-    """How the solution ended; None: unknown."""
-    is_dev: bool = False
-    """Whether its problem is kept aside."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """A part of a step: places that are read, and what should be read there."""
-
-    batch: Batch
-    targets: Targets
-    total_weight: float
-    """Of all of the step's targets, over parts and processes; infinite: to be computed, and not learnt."""
-
-
-@dataclass(frozen=True)
-class Statements:
-    """A part of a step: a share of pictures with statements."""
-
-    num_pictures: int
-    seed: int
-    share: int
-    num_shares: int
-    weight: float = 1.0
-
-
-class _Learner:
-    """What a reward model learns from, part by part. Numbers: the loss, that of the labels, and how well it sees."""
-
-    def __init__(self, model: RewardModel, perception: Any, tokens_at_once: int) -> None:
-        self.model, self.perception, self.tokens_at_once = model, perception, tokens_at_once
-
-    def loss_of(self, part: Any) -> Tensor:
-        """The numbers of a part; of a bare batch its logits."""
-        import torch
-
-        if isinstance(part, Labels):
-            loss = self.model.formulation.loss(self.model(part.batch), part.targets, part.total_weight)
-            return torch.stack([loss, loss.detach(), torch.zeros_like(loss)])
-        if isinstance(part, Statements):
-            loss, accuracy = self.perception.loss(part.num_pictures, part.seed, (part.share, part.num_shares))
-            return torch.stack([part.weight * loss, torch.zeros_like(loss), torch.full_like(loss, accuracy).detach()])
-        logits: Tensor = self.model(part)
-        return logits
-
-    def statements(self, num_pictures: int, seed: int, crew: Crew, weight: float = 1.0) -> list[Any]:
-        """This process's parts of the pictures of a step; every process has as many."""
-        num = self.perception.num_parts(num_pictures, crew.size, self.tokens_at_once)
-        shares = range(crew.rank * num, crew.rank * num + num)
-        return [Statements(num_pictures, seed, share, crew.size * num, weight) for share in shares]
-
-    def parts(self, examples: Sequence[Example], crew: Crew) -> list[Any]:
-        """This process's parts of the examples of a step; every process has as many."""
-        trees, order = trees_of(self.model, examples, self.tokens_at_once)
-        starts = _starts(trees)
-        total = sum(target[3] for e in examples for target in e.targets)
-        mine = crew.share([len(t) for t in trees])
-        chosen = mine or [0]
-        device = str(self.model.head.device)
-        parts = []
-        for batch in self.model.batches([trees[i] for i in chosen], self.tokens_at_once):
-            read = [e for i in batch.trees for e in order[starts[chosen[i]] : starts[chosen[i] + 1]]]
-            parts.append(Labels(batch, targets_of(read, device), total if mine else math.inf))
-        idle = replace(parts[-1], total_weight=math.inf)
-        return [*parts, *[idle] * (crew.most(len(parts)) - len(parts))]
-
-    def read(self, examples: Sequence[Example], crew: Crew, module: Callable[[Any], Tensor]) -> Tensor:
-        """Logits `[S, C]` of all places of the examples, in their order, on the CPU; every process reads a share."""
-        import torch
-
-        modes = [(m, m.training) for m in self.model.modules()]
-        self.model.eval()
-        trees, order = trees_of(self.model, examples, self.tokens_at_once)
-        starts = _starts(trees)
-        mine = crew.share([len(t) for t in trees])
-        chosen = mine or [0]
-        batches = self.model.batches([trees[i] for i in chosen], self.tokens_at_once)
-        known: dict[int, Tensor] = {}
-        with torch.no_grad():
-            for b in range(crew.most(len(batches))):
-                batch = batches[min(b, len(batches) - 1)]
-                rows = module(batch).float().cpu()
-                numbers = [n for i in batch.trees for n in range(starts[chosen[i]], starts[chosen[i] + 1])]
-                sizes = [len(order[n].rendered.markers) for n in numbers]
-                known |= dict(zip(numbers, rows.split(sizes), strict=True))
-        for module_in, training in modes:
-            module_in.training = training
-        for other in crew.gathered(known):
-            known |= other
-        place = {id(e): n for n, e in enumerate(order)}
-        return torch.cat([known[place[id(e)]] for e in examples])
-
-
-def _starts(trees: Sequence[Tree]) -> list[int]:
-    """Which of the solutions, in the order of the trees, is each tree's first; and how many there are."""
-    starts = [0]
-    for one in trees:
-        starts.append(starts[-1] + len(one.places))
-    return starts
-
-
-def _groups(examples: Sequence[Example]) -> list[list[Example]]:
-    """The examples by problem."""
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.problem_id, []).append(example)
-    return list(groups.values())
-
-
-def trees_of(model: RewardModel, examples: Sequence[Example], max_tokens: int = 16_384) -> tuple[list[Tree], list[Example]]:
-    """The examples as trees, one prompt a tree, and the examples in the order of the trees' places."""
-    trees: list[Tree] = []
-    order: list[Example] = []
-    groups: dict[tuple[str, tuple[bytes, ...]], list[Example]] = {}
-    for example in examples:
-        groups.setdefault((example.question, example.images), []).append(example)
-    for (question, images), group in groups.items():
-        trees += model.trees(model.renderer.prompt(question, images), [e.rendered for e in group], max_tokens)
-        order += group
-    return trees, order
-
-
-def targets_of(examples: Sequence[Example], device: str) -> Targets:
-    """The targets of examples, step by step, as tensors."""
-    import torch
-
-    from components.formulations import Targets
-
-    columns = torch.tensor([t for e in examples for t in e.targets], device=device).reshape(-1, 4).T
-    return Targets(*columns)
-
-
-def _held_out(examples: Sequence[Example], model: RewardModel) -> HeldOut:
-    from components.heldout import HeldOut, Solution
-
-    solutions = [Solution(e.problem_id, len(e.rendered.markers), e.labelled, e.is_right) for e in examples]
-    return HeldOut(solutions, targets_of(examples, "cpu"), model.formulation)
-
-
-def _with_other_pictures(examples: Sequence[Example]) -> list[Example]:
-    """The same solutions, each problem with the pictures of another; none where there are no two different ones."""
-    pictures = list(dict.fromkeys(e.images for e in examples if e.images))
-    if len(pictures) < 2:
-        return []
-    other = dict(zip(pictures, [*pictures[1:], pictures[0]], strict=True))
-    return [replace(e, images=other[e.images] if e.images else ()) for e in examples]
-
-
 def _is_tied(model: Any) -> bool:
     """Whether the output words are the input words."""
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -545,55 +372,3 @@ def _of_formulation(labels: Path, formulation: str) -> None:
     if made not in (None, formulation):
         what = f"label.formulation is {formulation!r}, but {labels} holds labels of formulation {made!r}"
         raise SettingsError("params.yaml", what, "run label again with these params, or name the labels that fit")
-
-
-def is_kept_aside(problem_id: str, dev_frac: float) -> bool:
-    """Whether a problem is watched instead of learnt; decided by its name alone, so that it never changes sides."""
-    return int(digest("dev", problem_id)[:8], 16) < dev_frac * 2**32
-
-
-def _examples(
-    model: RewardModel, task: Task, seeds: Path, rollouts: Path, labels: Path, dev_frac: float = 0.0
-) -> list[Example]:
-    """A row a solution with a labelled step that fits into the model; what does not fit is counted and said."""
-    from components.render import Rendered
-
-    problems = {row["problem_id"]: row for row in read_table(seeds / "seeds.parquet", PROBLEM)}
-    of_solution: dict[str, dict[int, tuple[float, int, int, float]]] = defaultdict(dict)
-    columns = ["solution_id", "step", "label", "num_right", "num_verdicts", "weight"]
-    for row in read_table(labels / "labels.parquet", LABEL, columns):
-        if not (math.isfinite(row["weight"]) and row["weight"] >= 0):
-            what = f"step {row['step']} of solution {row['solution_id']} has weight {row['weight']}"
-            raise DataError(str(labels), what, "weights are numbers from 0 on: run label again")
-        of_solution[row["solution_id"]][row["step"]] = tuple(row[name] for name in columns[2:])  # type: ignore[assignment]
-    examples = []
-    num_cut = 0
-    for row in read_table(rollouts / "solutions.parquet", SOLUTION, ["solution_id", "problem_id", "steps", "verdict"]):
-        known = of_solution.get(row["solution_id"])
-        if not known:
-            continue
-        if row["problem_id"] not in problems or max(known) >= len(row["steps"]):
-            what = f"the labels of solution {row['solution_id']} do not fit its problem or its steps"
-            raise DataError(str(labels), what, "seeds, rollouts and labels are not of one run: run label again")
-        problem = problems[row["problem_id"]]
-        question, images = task.question(problem["question"]), row_images(problem)
-        prompt = model.renderer.prompt(question, images)
-        rendered = model.renderer.solution(row["steps"]).within(model.max_tokens - len(prompt.ids))
-        steps = [step for step in sorted(known) if step < len(rendered.markers)]
-        num_cut += len(known) - len(steps)
-        if not steps:
-            continue
-        targets = [known[step] for step in steps]
-        is_right = {"right": True, "wrong": False}.get(row["verdict"])
-        if is_kept_aside(row["problem_id"], dev_frac):
-            whole = is_right if len(rendered.markers) == len(row["steps"]) else None
-            examples.append(
-                Example(row["problem_id"], question, images, rendered, targets, tuple(steps), whole, is_dev=True)
-            )
-            continue
-        markers = [rendered.markers[step] for step in steps]
-        shown = Rendered(rendered.ids[: markers[-1] + 1], markers)
-        examples.append(Example(row["problem_id"], question, images, shown, targets, tuple(range(len(steps))), is_right))
-    if num_cut:
-        say("train", f"{num_cut:,} labelled steps lie behind {model.max_tokens:,} tokens (train.max_tokens): not learnt")
-    return examples

@@ -138,15 +138,16 @@ def training(model: Any, repetitions: int) -> None:
 
 def tokens_of(artifacts: Path) -> None:
     """Tokens of a run's own labelled solutions, as rows and as trees."""
+    from components.examples import read_examples
+    from components.learner import trees_of
     from components.prm import RewardModel
     from components.settings import load_params
     from components.tasks import load_task
-    from components.train import _examples, trees_of
 
     params = load_params(Path("params.yaml"))
     model = RewardModel.from_policy(artifacts / "policy", device="cpu")
     folders = (artifacts / name for name in ("seeds", "rollouts", "labels"))
-    examples = _examples(model, load_task(params.task), *folders)
+    examples = read_examples(model, load_task(params.task), *folders)
     trees, _ = trees_of(model, examples)
     prompts = (model.renderer.prompt(e.question, e.images) for e in examples)
     rows = sum(len(prompt.ids) + len(e.rendered.ids) for prompt, e in zip(prompts, examples, strict=True))

@@ -331,3 +331,17 @@ def test_a_language_model_does_not_pass_over_pictures_in_silence(checkpoint):
     model = started(checkpoint("qwen2"))
     with pytest.raises(DataError, match="this model takes no pictures"):
         model.score([Reading("bars : red ?", (picture(0),), ("red: 3",))])
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", None])
+def test_a_file_that_is_no_head_is_refused_even_if_its_digest_fits(saved, tmp_path, content):
+    from safetensors.torch import save_file
+
+    folder = tampered(saved, tmp_path)
+    if content is None:
+        save_file({"other": torch.zeros(2, 32)}, folder / "head.safetensors")
+    else:
+        (folder / "head.safetensors").write_bytes(content)
+    contract = json.loads((folder / "prm.json").read_text())
+    (folder / "prm.json").write_text(json.dumps(contract | {"digest": checkpoint_digest(folder)}))
+    assert "is no head" in refusal(folder)

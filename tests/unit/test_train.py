@@ -10,23 +10,15 @@ import pytest
 import torch
 
 from components.errors import DataError, SettingsError
+from components.examples import Example, is_kept_aside, read_examples
+from components.learner import Labels, Learner, _starts, targets_of, trees_of
 from components.licences import licence_of
 from components.prm import RewardModel
 from components.processes import Crew
 from components.records import LABEL, PROBLEM, SOLUTION, write_json, write_table
 from components.settings import load_runtime
 from components.tasks import load_task
-from components.train import (
-    Example,
-    Labels,
-    _examples,
-    _Learner,
-    _of_formulation,
-    _starts,
-    is_kept_aside,
-    targets_of,
-    trees_of,
-)
+from components.train import _of_formulation
 from tests.conftest import picture
 
 COLOURS = ("red", "blue", "green", "yellow")
@@ -67,7 +59,7 @@ def test_the_parts_of_all_processes_add_up_to_the_loss_of_the_rows(model, size, 
     rows = examples(model)
     expected = plain_loss(model, rows)
     gradients = torch.autograd.grad(expected, [model.head])[0]
-    learner = _Learner(model, None, tokens_at_once)
+    learner = Learner(model, None, tokens_at_once)
     parts = [part for crew in crews(size) for part in learner.parts(rows, crew)]
     total = sum(learner.loss_of(part)[0] for part in parts)
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -86,10 +78,10 @@ def test_shares_are_whole_disjoint_and_even():
     assert [crew.share([5]) for crew in crews(2)] == [[0], []]
 
 
-def test_what_is_read_comes_in_the_order_of_the_examples(model):
+def test_what_is_read_comes_in_the_order_of_theread_examples(model):
     rows = examples(model, 6)[::-1]
     rows = [rows[i] for i in (3, 0, 5, 1, 4, 2)]  # solutions of one problem lie apart
-    learner = _Learner(model, None, 80)
+    learner = Learner(model, None, 80)
     expected = torch.cat([model.logits(trees_of(model, [row])[0]) for row in rows]).detach()
     model.train()
     found = learner.read(rows, next(crews(1)), learner.loss_of)
@@ -107,7 +99,7 @@ def test_a_tree_knows_its_solutions(model):
 
 
 def test_a_part_that_is_not_learnt_has_neither_loss_nor_gradient(model):
-    learner = _Learner(model, None, 16_384)
+    learner = Learner(model, None, 16_384)
     (part,) = learner.parts(examples(model), next(crews(1)))
     loss = learner.loss_of(Labels(part.batch, part.targets, float("inf")))[0]
     assert loss.item() == 0
@@ -169,7 +161,7 @@ def test_a_weight_that_is_none_is_refused_with_its_step(model, tmp_path, weight)
     for name, (row, schema) in rows.items():
         write_table(tmp_path / f"{name}.parquet", [dict.fromkeys(schema.names) | row], schema)
     with pytest.raises(DataError, match="step 0 of solution s has weight"):
-        _examples(model, load_task("maths"), tmp_path, tmp_path, tmp_path)
+        read_examples(model, load_task("maths"), tmp_path, tmp_path, tmp_path)
 
 
 PARENT = """
