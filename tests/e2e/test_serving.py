@@ -97,6 +97,7 @@ def test_mlflow_serves_the_champion(registered, tmp_path):
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/prm.staging@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     environment = os.environ | {"MLFLOW_TRACKING_URI": tracking.uri, "STEPFORGE_DEVICE": "cpu", "STEPFORGE_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # as in an activated environment
     log = tmp_path / "serve.log"
     with log.open("w") as out:  # in the project's folder, where a folder named mlflow lies
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True)

@@ -1,7 +1,6 @@
 """Outputs are published whole or not at all, work is held by one process, receipts are found by the bytes they tell of."""
 
 import errno
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -217,20 +216,19 @@ def test_a_receipt_is_no_part_of_the_output(out, tmp_path):
     assert len(list((tmp_path / "home" / "receipts" / "curate").iterdir())) == 1
 
 
-def publish_often(out, name, rounds):
-    for _ in range(rounds):
-        with publishing(out) as part:
-            (part / "who").write_text(name)
+PUBLISH_OFTEN = """
+import sys
+from pathlib import Path
+from components.lineage import publishing
+for _ in range(40):
+    with publishing(Path(sys.argv[1])) as part:
+        (part / "who").write_text(sys.argv[2])
+"""
 
 
 def test_runs_that_end_at_once_replace_one_another_whole(tmp_path):
     out = tmp_path / "out"
-    context = multiprocessing.get_context("fork")
-    runs = [context.Process(target=publish_often, args=(out, str(i), 40)) for i in range(4)]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join(60)
-    assert [run.exitcode for run in runs] == [0] * 4
+    runs = [subprocess.Popen([sys.executable, "-c", PUBLISH_OFTEN, str(out), str(i)]) for i in range(4)]
+    assert [run.wait(60) for run in runs] == [0] * 4
     assert (out / "who").read_text() in "0123"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
