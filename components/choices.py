@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 
 from components.comparison import Closeness, NoSuchAnswer, clean, same_answers, unwrapped
-from components.extraction import MAX_LETTERS, folded, leading_letter
 from components.formulas import Unreadable
+from components.letters import MAX_LETTERS, folded, leading_letter
 from components.quantities import read_quantity, same_quantity
 from components.structures import read_labels
 

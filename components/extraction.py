@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
-MAX_LETTERS = 10  # options are named A to J
+from components.closing import FAREWELL, closing_number, closing_option
+from components.letters import LETTERS, ends_in_options, folded, leading_letter
+
 _MAX_BARE = 120  # characters of a whole response that may be an answer without saying so
 _MAX_STATED = 1000
 _MAX_STATEMENTS = 40
 _MAX_CHARS = 20_000  # of a response's end that are searched
 
-_LETTERS = "A-J"
 _MARKS = r"[\s*_`\"'“”$]*"
 _STATED = re.compile(
     r"(?:(?i:\bans(?:wers?)?\b)(?:\s+(?i:choice|option|letter|value))?[ *_\])]*"
@@ -32,18 +32,18 @@ _HEADING = re.compile(r"[#>*\s_]*(?i:(?:the\s+)?final\s+answer|answer|solution\s
 _CHOSEN = re.compile(
     r"(?i:\b(?:correct|right|best|proper|appropriate)\s+(?:option|choice|letter|statement|figure|picture|image|diagram|shape|one)"
     r"\s*(?:\([^()\n]{0,40}\)\s*)?(?:is|are|would\s+be|should\s+be|[:：]))(?P<after>[^\n]*)"
-    rf"|(?i:\b(?:options?|choices?)\s*[:：])(?P<named>\s*[\s*_(]*[{_LETTERS}]\b[^\n]*)"
-    rf"|(?i:\b(?:option|choice|answer|letter)\s*)[*_(\s]*(?P<praised>[{_LETTERS}])[)*_\s]*(?i:[^.,;\n]{{0,60}}?\bis\s+(?:the\s+)?"
+    rf"|(?i:\b(?:options?|choices?)\s*[:：])(?P<named>\s*[\s*_(]*[{LETTERS}]\b[^\n]*)"
+    rf"|(?i:\b(?:option|choice|answer|letter)\s*)[*_(\s]*(?P<praised>[{LETTERS}])[)*_\s]*(?i:[^.,;\n]{{0,60}}?\bis\s+(?:the\s+)?"
     r"(?:correct|right|best|true|answer|only\s+(?:correct|right|option|choice|answer)|most)\b(?!-))"
-    rf"|\b(?P<crowned>[{_LETTERS}])[)*_]*\s+is\s+(?i:the\s+(?:correct|right)\s+(?:answer|option|choice)\b)"
+    rf"|\b(?P<crowned>[{LETTERS}])[)*_]*\s+is\s+(?i:the\s+(?:correct|right)\s+(?:answer|option|choice)\b)"
     r"|(?<!n't )(?<!n’t )(?<!not )(?<!might )(?i:\b(?:choose|select|pick|go\s+with|chose|selected"
     r"|(?:would|have\s+to|must)\s+say)\s+(?:the\s+)?"
-    rf"(?:option|choice|answer|letter)?\s*)[*_(]*(?P<picked>[{_LETTERS}])\b"
+    rf"(?:option|choice|answer|letter)?\s*)[*_(]*(?P<picked>[{LETTERS}])\b"
 )
-_LONE_LETTER = re.compile(rf"{_MARKS}(?:(?i:option|choice)\s*)?[(\[]?(?P<letter>[{_LETTERS}])[)\]]?{_MARKS}[.:]?{_MARKS}")
-_LISTED_LETTERS = re.compile(rf"{_MARKS}\(?[{_LETTERS}]\)?(?:\s*(?:,|and|&|;)\s*(?:and\s+)?\(?[{_LETTERS}]\)?)+{_MARKS}\.?")
-_OPTION_LINE = re.compile(rf"{_MARKS}\(?[{_LETTERS}][).:][ *_].*")
-_IN_BRACKETS = re.compile(rf"\(([{_LETTERS}])\)|(?i:\b(?:option|choice|figure|picture|image|diagram)\s+)([{_LETTERS}])\b")
+_LONE_LETTER = re.compile(rf"{_MARKS}(?:(?i:option|choice)\s*)?[(\[]?(?P<letter>[{LETTERS}])[)\]]?{_MARKS}[.:]?{_MARKS}")
+_LISTED_LETTERS = re.compile(rf"{_MARKS}\(?[{LETTERS}]\)?(?:\s*(?:,|and|&|;)\s*(?:and\s+)?\(?[{LETTERS}]\)?)+{_MARKS}\.?")
+_OPTION_LINE = re.compile(rf"{_MARKS}\(?[{LETTERS}][).:][ *_].*")
+_IN_BRACKETS = re.compile(rf"\(([{LETTERS}])\)|(?i:\b(?:option|choice|figure|picture|image|diagram)\s+)([{LETTERS}])\b")
 _NEXT_SENTENCE = re.compile(r"(?<=[\w)}\]$°%*])\.(?:\*\*)?\s+(?=[A-Z\"'(*])|(?<=[\w)}\]$°%*])[。!]\s*")
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _LAST_LINE = re.compile(r"(?:^|\n)[ \t]*[†*]*A:[ \t]*([^\n]+)\s*$")
@@ -166,9 +166,9 @@ def _extracted(text: str, is_choice: bool, options: Sequence[str], is_prose: boo
         return trimmed(hashes[-1]) or None
     stated = _last_choice(text, options) if is_choice else _last_statement(text)
     if stated is None and is_prose:
-        stated = _closing_option(text, options) if is_choice else _closing_number(text)
-        if stated is None and any(re.search(r"\d", option) for option in options) and not _ends_in_options(text):
-            stated = _closing_number(text)
+        stated = closing_option(text, options) if is_choice else closing_number(text)
+        if stated is None and any(re.search(r"\d", option) for option in options) and not ends_in_options(text):
+            stated = closing_number(text)
     return stated
 
 
@@ -303,10 +303,6 @@ def _bare(text: str) -> str | None:
 
 
 _VERB = re.compile(r"(?i)\b(?:is|are|was|were|has|have|shows?|there|i|it)\b\s")
-_FAREWELL = re.compile(
-    r"(?i)\W*(?:i hope|let me know|please let|do you (?:have|want)|feel free|is there any|hope this|if you have"
-    r"|would you like|---)"
-)
 
 
 def _last_choice(text: str, options: Sequence[str]) -> str | None:
@@ -323,7 +319,7 @@ def _last_choice(text: str, options: Sequence[str]) -> str | None:
         if _names_option(stated, options) or is_labelled:
             return stated
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    while len(lines) > 1 and _FAREWELL.match(lines[-1]):
+    while len(lines) > 1 and FAREWELL.match(lines[-1]):
         lines.pop()
     if not lines:
         return None
@@ -339,7 +335,7 @@ def _last_choice(text: str, options: Sequence[str]) -> str | None:
 def _closing_line(lines: Sequence[str], options: Sequence[str]) -> str | None:
     """The option that the last line is, or names alone."""
     last = lines[-1]
-    if len(lines) > 1 and _ITEM.match(last) and _ITEM.match(lines[-2]):  # the options themselves, listed
+    if ends_in_options("\n".join(lines[-2:])):
         return None
     if _LONE_LETTER.fullmatch(last) or _LISTED_LETTERS.fullmatch(last):
         return trimmed(last)
@@ -358,219 +354,15 @@ def _closing_line(lines: Sequence[str], options: Sequence[str]) -> str | None:
 
 _DISMISSED = re.compile(
     rf"(?:(?i:\b(?:cannot|can\s+not|not|never|neither|nor)|n['’]t)(?i:\s+be)?(?i:\s+(?:the|even|choose|select|pick))*"
-    rf"(?i:\s+(?:option|choice|answer|figure))?\s+[*_(]*[{_LETTERS}]\b)|(?i:\b(?:rul\w+\s+out|eliminat|exclud|reject|discard)\w*)"
-    rf"|\b[{_LETTERS}][)*_]*\s+(?i:(?:is|was)\s+(?:not|wrong|incorrect|false)\b)"
+    rf"(?i:\s+(?:option|choice|answer|figure))?\s+[*_(]*[{LETTERS}]\b)|(?i:\b(?:rul\w+\s+out|eliminat|exclud|reject|discard)\w*)"
+    rf"|\b[{LETTERS}][)*_]*\s+(?i:(?:is|was)\s+(?:not|wrong|incorrect|false)\b)"
 )
 _SUPPOSED = re.compile(
     r"(?i)\?\W*$|\bif\b.*\bwere\b|\bwould\b.*\bif\b|\b(?:whether|doubt|trap|distractor|tempting)\b|\bmistake\s+is\b"
     r"|\b(?:students?|people)\s+(?:\w+\s+)?(?:think|pick|choose|select|believe|answer)\b"
 )
-_ITEM = re.compile(rf"\W*(?:\d+[.)]\s*.*|(?i:option\s+|choice\s+)?\(?[{_LETTERS}][).:]\s*\S.*|[{_LETTERS}]\W*$)")
-_ENDS_WITH = re.compile(rf"\b(?:is|be)\s+[*_(]*([{_LETTERS}])[*_)]*[.!]?[*_]*$")
+_ENDS_WITH = re.compile(rf"\b(?:is|be)\s+[*_(]*([{LETTERS}])[*_)]*[.!]?[*_]*$")
 
 
 def _names_option(stated: str, options: Sequence[str]) -> bool:
     return leading_letter(stated) is not None or any(option and folded(option) == folded(stated) for option in options)
-
-
-_LEADING = re.compile(
-    rf"(?:[\s*_`\"'“”$\[{{]|\\(?:text|textbf|mathrm|mathbf|bf|rm)\b|\\\()*(?:(?i:the\s+)?"
-    rf"(?i:option|choice|letter|answer|figure|picture|image)s?\b\s*)?"
-    rf"[\s*_$({{\[]*(?P<letter>[{_LETTERS}])(?P<close>\s?[)}}\]*_$.:]*)(?P<rest>.*)",
-    re.DOTALL,
-)
-_REJECTED = re.compile(
-    r"(?i)\W*(?:is|was|can\s+be|must\s+be|would\s+be)\s+(?:not|wrong|incorrect|false|too|impossible|invalid|excluded|eliminated|rejected|ruled\s+out)\b"
-    r"|[\s*_$),]*(?:isn['’]t|wasn['’]t|cannot|can['’]t|doesn['’]t|does\s+not|won['’]t|wouldn['’]t|fails)\b|[\s*_$]*\?"
-    r"|[\s*_)]*(?:would\s+(?:be|have\s+been)|if|unless)\b|\s*\\(?:cup|cap|times|to)(?![A-Za-z])|[\s)]*(?:[+^<>→]|-\s*>|[*/]\s*\d)|-\d"
-)
-_ALSO = re.compile(
-    rf"(?i:^[\W_]*(?:or|vs\.?|versus)\b[^.\n]{{0,30}}?)\b[{_LETTERS}]\b(?!['’])"
-    rf"|(?i:[,;]?\s*\b(?:but|though|although|however)\b[^.\n]{{0,20}}?)\b[{_LETTERS}]\)?\s+(?i:is|may|might|could|seems)\s+(?i:also|possible|correct|right|plausible|be)\b"
-)
-_LOWER = re.compile(r"\W*\(\s*([a-j])\s*\)(.*)|\W*([a-j])\s*[).]?\W*", re.DOTALL)
-_PROSE_AFTER_A = re.compile(r"\s*[a-z]")
-_CONFIRMED = re.compile(
-    r"(?i)\s*(?:$|[-–—(,:;=]|\\|is\b|because\b|since\b|as\b|which\b|with\b|and\s+not\b|for\b|due\b|in\b)"
-)
-_ANOTHER = re.compile(rf"^\W*(?:or|and|and/or|/|,|&|to|-)?\W*(?:option\s*|choice\s*)?\(?[{_LETTERS}]\)?(?![A-Za-z'’.\d])")
-
-
-def leading_letter(text: str) -> str | None:
-    """The option that a stated answer begins with: `(B) 12`, `B. 12`, `option B`; None for `a bird`, `B or C`, `12`."""
-    lower = _LOWER.fullmatch(text.strip())
-    if lower:
-        letter = str(lower[1] or lower[3]).upper()
-        return None if lower[2] and re.search(rf"(?i)\([{_LETTERS}]\)", lower[2]) else letter
-    match = _LEADING.fullmatch(text.strip())
-    if match is None:
-        return None
-    rest, is_closed, letter = match["rest"], bool(match["close"].strip()), str(match["letter"])
-    if _REJECTED.match(rest) or _ALSO.search(rest[:200]):
-        return None
-    if not match["close"] and re.match(r"[A-Za-z0-9_'’^]", rest):
-        return None
-    if not (is_closed and ")" in match["close"] and not re.match(r"\W*\(|\W*(?:and|or|&)\b", rest)) and _ANOTHER.match(rest):
-        return None
-    if set(re.findall(rf"\(([{_LETTERS}])\)|[,;]\s*([{_LETTERS}])\s*[:)]", rest)) - {(letter, ""), ("", letter)}:
-        return None
-    if not is_closed and letter in "AI" and _PROSE_AFTER_A.match(rest) and not _CONFIRMED.match(rest):
-        return None
-    return letter
-
-
-def folded(text: str) -> str:
-    """`text` in lower case without mathematics delimiters, emphasis, blanks and a closing full stop."""
-    text = re.sub(r"\\text(?:bf|rm)?\s*\{([^{}]*)\}|\\mathrm\s*\{([^{}]*)\}", r"\1\2", text)
-    return re.sub(r"[\s$*_~]|\\[,;:!() ]", "", text).strip("\"'“”").rstrip(".").casefold()
-
-
-# --- closing sentences: only where the prompt asks for no form --------------------------------------------------------
-
-_NUMBER_WORDS = (
-    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
-    "|eighteen|nineteen|twenty"
-)
-_NUMBER = re.compile(rf"(?<![\w.])[-−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?(?![\d]|\.\d)|(?i:\b(?:{_NUMBER_WORDS})\b)")
-_IS_NUMBER = re.compile(
-    r"(?:\b(?:is|are|was|were|be|equals?(?:\s+to)?|equal\s+to|total\s+of|has|have|had|only|about|approximately|around|exactly)\b"
-    rf"|=|≈|:)\s*[*$\\(]*\s*([-−]?\$?\d[\d,]*(?:\.\d+)?|(?i:\b(?:{_NUMBER_WORDS})\b))"
-)
-_NOT_THE_NUMBER = re.compile(
-    r"(?i)(?:(?:\b(?:not|never|cannot|no)\b|n['’]t\b)[^.,;:\d]{0,30}|\b(?:fewer|less|more|greater) than|\bat (?:most|least)"
-    r"|\b(?:figure|fig\.|problem|step|page|table|equation))\s*$"
-)
-_NAMED_LETTER = re.compile(
-    r"\b(?i:set|scenario|situation|figure|option|shape|diagram|picture|image|box|choice|design|object|line)s?\s+\(?([A-J])\b(?!\s*(?:,|and\b|or\b|&)\s*[A-J]\b)"
-)
-_REFUSED = re.compile(
-    r"(?i)\b(?:cannot|can't|can not|unable|impossible|sorry|undetermined|unclear|n/a)\b"
-    r"|\bnot (?:possible|provide|enough|specif\w+|given|clear)\b|doesn't (?:provide|specify|give)"
-)
-_DENIED = re.compile(
-    r"(?i)\b(?:not|no|neither|nor|cannot|never|whether)\b|n['’]t\b|\?\W*$"
-    r"|(?:\b(?:rather|other|more|less|fewer|greater|larger|smaller|higher|lower)\s+than|\binstead\s+of|\bexcept|\bunlike"
-    r"|\bfail(?:s|ed)?\s+to|\bat\s+(?:most|least))\s+(?:the\s+)?_"
-)
-_SAYS_SO = re.compile(
-    r"(?i)\W*(?:yes|no)\W*(?:$|[,.;:!](?!\s*(?:wait|sorry))|\bbecause\b|\bsince\b)|.*\b(?:is|say|be)\s*:?\s*\W*(?:yes|no)\W*$"
-)
-
-
-def _without(sentence: str, option: str) -> str:
-    """`sentence` with a dash where it names the option."""
-    return _naming(option).sub("_", sentence)
-
-
-_SENTENCE_END = re.compile(r"\n+|(?<=[\w)}\]$°%*][.!?])\s+")
-
-
-def _sentences(text: str) -> list[str]:
-    """The last sentences, the last one first, without farewells."""
-    parts = [part for part in _SENTENCE_END.split(text[-4000:]) if part.strip()]
-    return [part for part in reversed(parts) if not _FAREWELL.match(part)]
-
-
-def _closing_number(text: str) -> str | None:
-    """The number in bold that opens the text; else the one that the last sentence with a number states."""
-    if (opening := _opening_bold_number(text)) is not None:
-        return opening
-    for sentence in _sentences(text)[:4]:
-        if _REFUSED.search(sentence):
-            return None
-        plain = sentence.replace("−", "-")
-        if bold := list(_BOLD_NUMBER.finditer(plain)):
-            is_one = len({number[1] for number in bold}) == 1
-            return str(bold[-1][1]) if is_one and _is_plain_claim(plain, bold[-1]) else None
-        found = list(_NUMBER.finditer(plain))
-        numbers = [number.group().strip().lstrip("$").rstrip(",") for number in found]
-        if len({number.replace(",", "").lower() for number in numbers}) == 1:
-            return numbers[-1] if _is_plain_claim(plain, found[-1]) else None
-        if numbers:
-            stated = list(_IS_NUMBER.finditer(plain))
-            if not stated or not _is_plain_claim(plain, stated[-1]):
-                return None
-            return str(stated[-1][1]).lstrip("$").strip(",")
-    return None
-
-
-_BOLD_NUMBER = re.compile(
-    r"\*\*\$?(?:(?:week|month|year|day|grade|level|question|number|group)\s+)?([-\d.,]*\d)\$?(?:\s?°|\s+[A-Za-z]+){0,2}[.!]?\*\*"
-)
-_A_BOUND = re.compile(
-    r"(?i)[\s*]*(?:(?:,|,?\s*\band\b|\bor\b|\bto\b|[-–:/])\s*(?:and\s+)?[*$]*\d(?![\d.]*\s?\\?%)|or\s+(?:more|fewer|less|greater|above|below|higher|lower|so)\b"
-    r"|(?:\w+\s+)?(?:for\s+every|for\s+each|out\s+of)\b|(?:is|was)\s+(?:wrong|incorrect|not)\b|,?\s*(?:maybe|perhaps|or(?!\s+[\d.]+\s?\\?%))\b)"
-)
-_ONLY_SUPPOSED = re.compile(r"(?i)\?\W*$|\bif\b.*\b(?:were|was|had)\b|\bwould\b.*\bif\b")
-
-
-def _is_plain_claim(sentence: str, number: re.Match[str]) -> bool:
-    """Whether a sentence claims a number, and does not deny it, ask for it, or name it as a bound, a range or a ratio."""
-    start = number.start(1) if number.re.groups else number.start()
-    end = number.end(1) if number.re.groups else number.end()
-    return not (
-        _NOT_THE_NUMBER.search(re.sub(r"[*$\\(]+$", "", sentence[max(0, start - 60) : start]))
-        or re.search(r"\d\s*(?:[:/–-]|\bto\b|\bor\b)\s*[*$]*$", sentence[:start])
-        or _A_BOUND.match(sentence, end)
-        or _ONLY_SUPPOSED.search(sentence)
-    )
-
-
-_CONCLUSION = re.compile(
-    r"(?i)\W*(?:so|therefore|thus|hence|finally|in\s+total|altogether|overall|however|but|this\s+means)\b"
-)
-
-
-def _opening_bold_number(text: str) -> str | None:
-    """The number that the first sentence sets in bold, if the text sets no other in bold and concludes nothing later."""
-    parts = [part for part in _SENTENCE_END.split(text[:4000].strip()) if part.strip()]
-    bold = list(_BOLD_NUMBER.finditer(parts[0])) if parts else []
-    if len(bold) != 1 or {number[1] for number in _BOLD_NUMBER.finditer(text)} != {bold[0][1]} or _REFUSED.search(parts[0]):
-        return None
-    for part in parts[1:]:
-        if _CONCLUSION.match(part) and bold[0][1] not in [number.group().strip("$ ") for number in _NUMBER.finditer(part)]:
-            return None
-    return str(bold[0][1]) if _is_plain_claim(parts[0], bold[0]) else None
-
-
-def _ends_in_options(text: str) -> bool:
-    """Whether the text ends with the options themselves, listed."""
-    lines = [line for line in text[-4000:].splitlines() if line.strip()]
-    return len(lines) > 1 and _ITEM.match(lines[-1]) is not None and _ITEM.match(lines[-2]) is not None
-
-
-def _closing_option(text: str, options: Sequence[str]) -> str | None:
-    """The one option that the last sentence that names an option names, by its text or as `Set B`."""
-    sentences = _sentences(text)[:3]
-    if _ends_in_options(text):
-        return None
-    for sentence in sentences:
-        said = [option for option in options if option.strip() and _naming(option).search(sentence)]
-        said = [option for option in said if folded(option) not in ("yes", "no") or _SAYS_SO.match(sentence)]
-        longest = [o for o in said if not any(o != p and o.casefold() in p.casefold() for p in said)]
-        if len({folded(option) for option in longest}) == 1 and not _DENIED.search(_without(sentence, longest[0])):
-            return longest[0]
-        if longest:
-            return None
-        letters = set(_NAMED_LETTER.findall(sentence))
-        if len(letters) == 1 and not options and not _DENIED.search(sentence):
-            return str(letters.pop())
-    return _opening_option(text, options)
-
-
-def _opening_option(text: str, options: Sequence[str]) -> str | None:
-    """The option that the first sentence names by its text, if the whole text names no other."""
-    named = [option for option in options if len(folded(option)) > 3 and _naming(option).search(text)]
-    first = next((part for part in _SENTENCE_END.split(text[:2000].strip()) if part.strip()), "")
-    if len(named) != 1 or not _naming(named[0]).search(first) or _DENIED.search(_without(first, named[0])):
-        return None
-    return named[0]
-
-
-@lru_cache(maxsize=4096)
-def _naming(option: str) -> re.Pattern[str]:
-    """Finds an option's text in a sentence, that of a word in the plural also in the singular."""
-    text = option.strip().rstrip(".")
-    is_plural = re.fullmatch(r"[A-Za-z]{3,}[a-rt-z]s", text) is not None  # Frogs, but not decrease: decreases is a verb
-    pattern = re.escape(text[:-1]) + "s?" if is_plural else re.escape(text)
-    return re.compile(rf"(?<![\w.]){pattern}(?![\w]|\.\d)", re.IGNORECASE)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from components.benchmarks import answer_rule
-from components.extraction import folded
 from components.grade import graded_rows, joined, read_rows
 from components.grading import Gold, answer_type, grade
+from components.letters import folded
 
 REALDATA = Path(__file__).parents[3] / "shared" / "realdata"
 needs_rows = pytest.mark.skipif(not REALDATA.is_dir(), reason="real rows are not on this machine")

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.extraction import extract_answer, leading_letter
+from components.extraction import extract_answer
+from components.letters import leading_letter
 
 WORLD = "red = 3\n\nblue = 5\n\n3 + 5 = 8\n\nanswer = 8"
 
