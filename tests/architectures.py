@@ -5,7 +5,7 @@ Each is a real configuration, a tokenizer made here and its family's own process
 
 import io
 import json
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -342,3 +342,15 @@ SEEING = {
 READING = {"qwen2": _qwen2, "llama": _llama}
 ROWS_ONLY = {"gemma3": _gemma3, "mamba": _mamba, "qwen2_sliding": partial(_qwen2, sliding=True)}
 EVERY = {**SEEING, **READING, **ROWS_ONLY}
+
+
+def written_once(tmp_path_factory):
+    """architecture -> a policy of it with random weights, to be read only; for a session's fixture."""
+
+    @cache
+    def call(architecture):
+        folder = tmp_path_factory.mktemp(architecture)
+        EVERY[architecture](folder)
+        return folder
+
+    return call

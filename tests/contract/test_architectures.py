@@ -17,7 +17,7 @@ from components.formulations import Targets
 from components.prm import HEAD, Reading, RewardModel
 from components.records import read_json
 from components.render import TEMPLATES
-from tests.architectures import EVERY, ROWS_ONLY, SEEING, internvl, picture
+from tests.architectures import EVERY, ROWS_ONLY, SEEING, internvl, picture, written_once
 from tests.conftest import name_policy
 
 QUESTION = "3 + 20 = ? <image> <|image_pad|>"  # what looks like a picture's place is text
@@ -27,18 +27,7 @@ OTHER = (picture(3, 32, 64),)  # of another resolution
 SEES = [*SEEING, "gemma3"]
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """architecture -> a policy of it with random weights; written once, to be read only."""
-    written = {}
-
-    def call(architecture):
-        if architecture not in written:
-            written[architecture] = tmp_path_factory.mktemp(architecture)
-            EVERY[architecture](written[architecture])
-        return written[architecture]
-
-    return call
+folder = pytest.fixture(scope="session")(written_once)
 
 
 @pytest.fixture(scope="session")

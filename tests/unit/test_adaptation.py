@@ -7,7 +7,7 @@ from components.adaptation import MEMORY_BYTES, add_lora, freeze, merge_lora, pa
 from components.errors import SettingsError
 from components.formulations import Targets
 from components.prm import Reading, RewardModel
-from tests.architectures import EVERY, SEEING, picture
+from tests.architectures import EVERY, SEEING, picture, written_once
 
 SEES = [*SEEING, "gemma3"]
 READS = [name for name in EVERY if name not in SEES]
@@ -15,18 +15,7 @@ STEPS = (("3 + 20", "= 23"), ("3 + 20", "= 24", "so 24"), ("20 and 3",))
 PICTURES = [(picture(1),), (picture(1), picture(2, 64, 32)), (picture(3, 32, 64),), ()]
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """architecture -> a policy of it with random weights; written once, to be read only."""
-    written = {}
-
-    def call(architecture):
-        if architecture not in written:
-            written[architecture] = tmp_path_factory.mktemp(architecture)
-            EVERY[architecture](written[architecture])
-        return written[architecture]
-
-    return call
+folder = pytest.fixture(scope="session")(written_once)
 
 
 def fresh(folder, **options):
