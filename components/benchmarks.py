@@ -330,6 +330,8 @@ class Benchmark:
     """The official verdict; None where a hosted model gives it."""
     ids: tuple[str, ...] = ("id",)
     """The fields that name a row."""
+    variants: tuple[str, ...] = ()
+    """The fields that variants of one question share: `evaluate` never counts these as independent."""
 
 
 _MMMU_PICTURES = tuple(f"image_{i}" for i in range(1, 8))
@@ -362,6 +364,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         numbers=measures.accuracy("problem_version", "metadata.subject", unit="problem_index"),
         overall="problem_version Vision Only",
         ids=("sample_index",),
+        variants=("problem_index",),
     ),
     "mathvision": Benchmark(
         rule="mathvision",
@@ -407,6 +410,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         overall="worst case",
         official=scorers.each(scorers.dynamath),
         ids=("id", "variant"),
+        variants=("id",),
     ),
     "wemath": Benchmark(
         rule="wemath",
@@ -418,6 +422,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         overall="score strict",
         official=scorers.each(scorers.wemath),
         ids=("ID", "key"),
+        variants=("ID",),
     ),
     "logicvista": Benchmark(
         rule="logicvista",

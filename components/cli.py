@@ -85,6 +85,13 @@ STAGES: dict[str, Stage] = {
             Arg("--truth", "Parquet file of exact derivations, where they are known", optional=True),
             Arg("--candidates", "folder written by sample"),
             Arg("--prm", "folder written by train"),
+            Arg(
+                "--scorer",
+                "NAME=FOLDER, a further reward model written by train, such as an outcome one; repeatable",
+                many=True,
+                named=True,
+                optional=True,
+            ),
         ),
     ),
 }
@@ -150,6 +157,10 @@ def build_parser(program: str = "python -m components") -> tuple[argparse.Argume
     _add_export(verbs)
     _add_explain(verbs)
     _add_benchmark(verbs)
+    _add_compare(verbs)
+    _add_annotate(verbs)
+    _add_search(verbs)
+    _add_import_pool(verbs)
     return parser, verbs
 
 
@@ -224,6 +235,93 @@ def _add_benchmark(verbs: Any) -> None:
     sub.add_argument("--tune-on", metavar="GROUP", help="choose the threshold on this source or subset")
     sub.add_argument("--out", metavar="JSON_FILE", help="write every number, and every step score")
     sub.set_defaults(call=_run_benchmark)
+
+
+def _add_search(verbs: Any) -> None:
+    what = "strategies at inference on a policy and a reward model: accuracy against tokens"
+    example = "stepforge search --split test=data/test.parquet --policy artifacts/policy --prm artifacts/prm"
+    example += " --out artifacts/search"
+    sub = verbs.add_parser("search", help=what, description=what, epilog=f"example: {example}")
+    sub.add_argument("--split", required=True, help="NAME=FILE, a benchmark in the problem format")
+    sub.add_argument("--policy", required=True, help="folder written by sft")
+    sub.add_argument("--prm", required=True, help="folder written by train")
+    sub.add_argument(
+        "--how", metavar="A,B", help="of best_of_n, vote, majority, early_stop, beam, lookahead (default: all of them)"
+    )
+    sub.add_argument("--num", type=int, default=16, help="largest budget N; powers of two below it are measured too")
+    sub.add_argument("--width", type=int, help="prefixes that beam and lookahead keep (default: the root of the budget)")
+    sub.add_argument("--ahead", type=int, default=2, help="further steps that lookahead rolls out (default: 2)")
+    sub.add_argument("--confidence", type=float, default=0.8, help="at which early_stop stops (default: 0.8)")
+    sub.add_argument("--aggregation", help="of step scores to one score (default: the reward model's)")
+    sub.add_argument("--problems", type=int, help="so many of the file, drawn by the seed (default: all)")
+    sub.add_argument("--params", default="params.yaml", help="settings file (default: params.yaml)")
+    sub.add_argument("--out", required=True, help="folder to write; replaced whole, or left as it was")
+    sub.set_defaults(call=_run_search)
+
+
+def _add_annotate(verbs: Any) -> None:
+    what = "a sample of labelled steps for people to judge, and what the labels are worth against them"
+    example = "stepforge annotate draw --prm artifacts/prm --out audit"
+    example += "; stepforge annotate read audit answers-*.json --out judged"
+    example += "; stepforge annotate freeze judged --out audit.parquet"
+    sub = verbs.add_parser("annotate", help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"examples: {example}")
+    parts = sub.add_subparsers(dest="part", metavar="PART", required=True)
+    what = "a stratified sample -> a page and Label Studio tasks"
+    one = parts.add_parser("draw", help=what, description=what)
+    _add_labelled(one)
+    one.add_argument("--prm", metavar="PRM", help="folder written by train: where it contradicts a label, people look first")
+    one.add_argument("--scores", metavar="FILE", help="or step scores made elsewhere, with the ids of solutions")
+    one.add_argument("--judge", metavar="MODEL", help="a model at STEPFORGE_JUDGE_URL, asked about every labelled solution")
+    one.add_argument("--num", type=int, default=100, help="solutions to draw (default: 100)")
+    one.add_argument("--threshold", type=float, default=0.03, help="a label at or below it says wrong (default: 0.03)")
+    one.add_argument("--score-threshold", type=float, help="the same of scores (default: the reward model's own, or 0.5)")
+    one.add_argument(
+        "--margin", type=float, default=0.1, help="a label without interval is unsure this near it (default: 0.1)"
+    )
+    one.add_argument("--seed", type=int, default=0, help="another seed draws others (default: 0)")
+    one.add_argument("--out", required=True, help="folder to write; replaced whole, or left as it was")
+    what = "answers of people -> how far they agree, and a page with what they differ on"
+    one = parts.add_parser("read", help=what, description=what)
+    one.add_argument("audit", metavar="FOLDER", help="written by draw, or by read: then its answers count too")
+    one.add_argument("file", metavar="ANSWERS", nargs="+", help="saved by the page, or Label Studio's JSON export")
+    one.add_argument("--adjudicator", metavar="NAME", help="the annotator whose word settles a step")
+    one.add_argument("--out", required=True, help="folder to write; replaced whole, or left as it was")
+    what = "what people settled -> a step benchmark, and precision and recall of labels and scores"
+    one = parts.add_parser("freeze", help=what, description=what)
+    one.add_argument("audit", metavar="FOLDER", help="written by read")
+    one.add_argument("--out", required=True, metavar="PARQUET_FILE", help="the benchmark; its report goes beside it (.json)")
+    sub.set_defaults(call=_run_annotate)
+
+
+def _add_import_pool(verbs: Any) -> None:
+    what = "candidates that were sampled elsewhere -> a folder that stands in for the one of sample"
+    example = (
+        "stepforge import-pool math_cot_100.jsonl --format qwen-best-of-8 --split test=math.parquet --out artifacts/pool"
+    )
+    sub = verbs.add_parser("import-pool", help=what, description=what, epilog=f"example: {example}")
+    sub.add_argument("file", nargs="+", help="JSON, JSONL or Parquet file of candidates")
+    sub.add_argument("--format", required=True, metavar="FORMAT", help="mm-prm, qwen-best-of-8, jsonl")
+    sub.add_argument("--split", required=True, action="append", help="NAME=FILE, the problems that they answer; repeatable")
+    sub.add_argument(
+        "--verdicts", default="ours", metavar="WHOSE", help="ours: graded here; official: those of the file (default: ours)"
+    )
+    sub.add_argument("--scorer", default="elsewhere", metavar="NAME", help="under which the file's scores are kept")
+    sub.add_argument("--params", default="params.yaml", help="settings file (default: params.yaml)")
+    sub.add_argument("--out", required=True, help="folder to write; replaced whole, or left as it was")
+    sub.set_defaults(call=_run_import_pool)
+
+
+def _add_compare(verbs: Any) -> None:
+    what = "two runs, or two registered versions: what changed in data, labels, settings, code and metrics"
+    example = "stepforge compare ../before/artifacts artifacts --out changes.html; "
+    example += "stepforge compare prm.staging@champion prm.dev/3"
+    sub = verbs.add_parser("compare", help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=f"examples: {example}")
+    for name in ("a", "b"):
+        about = "folder of artifacts, or what evaluate wrote, or a registered version: NAME@ALIAS or NAME/NUMBER"
+        sub.add_argument(name, metavar=name.upper(), help=about)
+    sub.add_argument("--json", action="store_true", help="print everything as JSON instead of a table")
+    sub.add_argument("--out", metavar="HTML_FILE", help="write one self-contained page too")
+    sub.set_defaults(call=_run_compare)
 
 
 def _add_labelled(sub: argparse.ArgumentParser) -> None:
@@ -402,6 +500,56 @@ def _run_choose(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_search(args: argparse.Namespace) -> int:
+    from components.lineage import SUMMARY, publishing, write_receipt
+    from components.settings import limit_threads, load_params, load_runtime
+
+    started = time.time()
+    params, runtime = load_params(Path(args.params)), load_runtime()
+    limit_threads(runtime.num_threads)
+    from components.inference import lines_of, run
+    from components.records import read_json
+    from components.strategies import STRATEGIES
+
+    folders: dict[str, Any] = {"policy": Path(args.policy), "prm": Path(args.prm)}
+    name, file = _named_path("--split", args.split)
+    how = [part.strip() for part in args.how.split(",")] if args.how is not None else list(STRATEGIES)
+    options: dict[str, Any] = {key: getattr(args, key) for key in ("num", "width", "ahead", "confidence", "aggregation")}
+    options |= {"how": how, "num_problems": args.problems}
+    inputs, out = folders | {f"split/{name}": file}, Path(args.out)
+    _refuse_foreign(out, SUMMARY, inputs.values())
+    with publishing(out) as part:
+        cost = run(params, runtime, split=(name, file), **folders, out=part, **options)
+    settings = {"seed": params.seed, "search": options}
+    write_receipt(runtime, stage="search", inputs=inputs, out=out, params=settings, started=started, cost=cost)
+    print("\n".join(lines_of(read_json(out / "search.json"))))
+    return 0
+
+
+def _run_import_pool(args: argparse.Namespace) -> int:
+    from components.lineage import SUMMARY, publishing, write_receipt
+    from components.pools import run
+    from components.settings import load_params, load_runtime
+
+    started = time.time()
+    params, runtime, out = load_params(Path(args.params)), load_runtime(), Path(args.out)
+    files = [Path(name) for name in args.file]
+    split = dict(_named_path("--split", text) for text in args.split)
+    inputs = {f"file/{i}": path for i, path in enumerate(files)} | {f"split/{n}": path for n, path in split.items()}
+    _refuse_foreign(out, SUMMARY, inputs.values())
+    options = {"form": args.format, "verdicts": args.verdicts, "scorer": args.scorer}
+    with publishing(out) as part:
+        summary = run(params, runtime, files=files, split=split, out=part, **options)
+    settings = {"task": params.task, "import-pool": options}
+    write_receipt(runtime, stage="import-pool", inputs=inputs, out=out, params=settings, started=started, cost={})
+    counts = ", ".join(f"{count:,} {verdict}" for verdict, count in summary["verdict_counts"].items())
+    print(f"{out}: {summary['candidates']:,} candidates, {counts}; {summary['num_scored']:,} with scores")
+    same, judged = (summary["official"][name] for name in ("num_agreeing", "num_judged"))
+    if judged and args.verdicts == "ours":
+        print(f"official verdicts, see official.parquet: {same:,} of {judged:,} agree; unknown counts as not right")
+    return 0
+
+
 def _run_score(args: argparse.Namespace) -> int:
     import json
 
@@ -533,6 +681,62 @@ def _run_export(args: argparse.Namespace) -> int:
 
 def _run_benchmark(args: argparse.Namespace) -> int:
     from components.scoreboard import run
+
+    return run(args)
+
+
+def _run_annotate(args: argparse.Namespace) -> int:
+    from components.lineage import SUMMARY, publishing, write_receipt
+    from components.settings import limit_threads, load_runtime
+
+    started, out = time.time(), Path(args.out)
+    if args.part == "freeze":
+        from components.annotate.freezing import freeze
+        from components.annotate.showing import frozen_lines
+
+        if out.suffix != ".parquet" or out.is_dir():
+            raise SettingsError("command line", f"--out {str(out)!r} is no Parquet file", "for example --out audit.parquet")
+        print("\n".join(frozen_lines(out, freeze(Path(args.audit), out=out))))
+        return 0
+    from components.annotate.answers import read_answers
+    from components.annotate.drawing import draw_audit
+    from components.annotate.showing import drawn_lines, read_lines
+
+    runtime = load_runtime()
+    limit_threads(runtime.num_threads)
+    if args.part == "draw":
+        folders: dict[str, Any] = {name: Path(getattr(args, name)) for name in ("seeds", "rollouts", "labels")}
+        given = {name: Path(value) for name in ("prm", "scores") if (value := getattr(args, name))}
+        names = ("judge", "num", "threshold", "score_threshold", "margin", "seed")
+        options: dict[str, Any] = {name: getattr(args, name) for name in names}
+        inputs = folders | given
+        _refuse_foreign(out, SUMMARY, inputs.values())
+        with publishing(out) as part:
+            summary = draw_audit(**folders, prm=args.prm, scores=given.get("scores"), **options, out=part)
+        lines = drawn_lines(out, summary)
+    else:
+        files = [Path(name) for name in args.file]
+        inputs = {"audit": Path(args.audit)} | {f"file/{i}": path for i, path in enumerate(files)}
+        options = {"adjudicator": args.adjudicator}
+        _refuse_foreign(out, SUMMARY, inputs.values())
+        with publishing(out) as part:
+            summary = read_answers(Path(args.audit), files, adjudicator=args.adjudicator, out=part)
+        lines = read_lines(out, summary)
+    write_receipt(
+        runtime,
+        stage="annotate",
+        inputs=inputs,
+        out=out,
+        params={args.part: options},
+        started=started,
+        cost={},
+    )
+    print("\n".join(lines).encode(errors="replace").decode())
+    return 0
+
+
+def _run_compare(args: argparse.Namespace) -> int:
+    from components.compare import run
 
     return run(args)
 

@@ -58,6 +58,41 @@ class StepMetric(_Section):
     min: Frac
 
 
+class Control(_Section):
+    """A number of the suite of components/controls.py: what else the reward model may reward."""
+
+    name: Literal[
+        "answer_only",
+        "before_last",
+        "steps_shuffled",
+        "blind",
+        "picture",
+        "shuffled",
+        "length",
+        "padding",
+        "format",
+        "empty",
+        "one_dot",
+        "truncated",
+        "paraphrase",
+        "last_minimum",
+    ]
+    low_above: Points | None = None
+    """The whole interval lies above this."""
+    high_below: Points | None = None
+    """The whole interval lies below this."""
+    min_mean: Points | None = None
+    max_mean: Points | None = None
+    min_num: Annotated[int, Field(ge=1)] = 30
+    """An interval over fewer comparisons says nothing."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Control:
+        if self.low_above is self.high_below is self.min_mean is self.max_mean is None:
+            raise ValueError("it asks nothing: give low_above, high_below, min_mean or max_mean")
+        return self
+
+
 class Incumbent(_Section):
     """Not worse than the champion that it would replace, on the same frozen pools, paired by problem."""
 
@@ -76,6 +111,7 @@ class Gates(_Section):
     """Stage outputs whose data gate must have passed."""
     differences: list[Difference]
     step_metrics: list[StepMetric]
+    controls: list[Control] = []
     incumbent: Incumbent
     approver: bool
     """A person other than the trainer must be named."""
@@ -193,6 +229,7 @@ def decide(
         *(_data_gate(candidate, stage) for stage in gates.data_gates),
         *(_difference(candidate, wanted) for wanted in gates.differences),
         *(_step_metric(candidate, wanted) for wanted in gates.step_metrics),
+        *(_control(candidate, wanted) for wanted in gates.controls),
         _not_worse(candidate, incumbent, gates.incumbent),
         *_rollback(candidate, name),
         *([_approved(candidate, name)] if gates.approver else []),
@@ -236,6 +273,33 @@ def _step_metric(candidate: Evidence, wanted: StepMetric) -> Reason:
     seen = _number(candidate.metrics, "steps", wanted.pool, wanted.scorer, wanted.metric)
     gate = f"{wanted.metric} of {wanted.scorer} on {wanted.pool}"
     return Reason(gate, seen is not None and seen >= wanted.min, _shown(seen, "{:.3f}"), f"at least {wanted.min:.3f}")
+
+
+def _control(candidate: Evidence, wanted: Control) -> Reason:
+    """What was not measured is refused, with the reason that the evaluation gives."""
+    rows = _at(candidate.metrics, "controls", "measures")
+    rows = rows if isinstance(rows, list) else []
+    row = next((r for r in rows if isinstance(r, Mapping) and r.get("name") == wanted.name), {})
+    mean, low, high, num = (_number(row, key) for key in ("mean", "low", "high", "num"))
+    is_whole = mean is not None and low is not None and high is not None and num is not None
+    asked: list[tuple[str, bool]] = []
+    if wanted.min_mean is not None:
+        asked.append((f"mean at least {wanted.min_mean:+.3f}", mean is not None and mean >= wanted.min_mean))
+    if wanted.max_mean is not None:
+        asked.append((f"mean at most {wanted.max_mean:+.3f}", mean is not None and mean <= wanted.max_mean))
+    if wanted.low_above is not None:
+        asked.append((f"interval above {wanted.low_above:+.3f}", low is not None and low > wanted.low_above))
+    if wanted.high_below is not None:
+        asked.append((f"interval below {wanted.high_below:+.3f}", high is not None and high < wanted.high_below))
+    why = _at(candidate.metrics, "controls", "absent", wanted.name)
+    seen = f"missing: {why}" if isinstance(why, str) else "missing"
+    if is_whole:
+        seen = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        if num is not None and num < wanted.min_num:
+            seen += f" of {num:.0f} comparisons"
+            asked.append((f"at least {wanted.min_num} comparisons", False))
+    passed = is_whole and all(answer for _, answer in asked)
+    return Reason(f"control {wanted.name}", passed, seen, " and ".join(words for words, _ in asked))
 
 
 def _not_worse(candidate: Evidence, incumbent: Evidence | None, wanted: Incumbent) -> Reason:
@@ -326,4 +390,4 @@ def load_policy(path: Path) -> Policy:
 
 
 def _models() -> tuple[type[BaseModel], ...]:
-    return (Policy, Environments, Gates, Difference, StepMetric, Incumbent)
+    return (Policy, Environments, Gates, Difference, StepMetric, Control, Incumbent)

@@ -120,7 +120,8 @@ def write_problems(
 ) -> dict[str, int]:
     """Write a problem file for `stepforge sample --split NAME=FILE`; returns how many rows were kept and left out, and why.
 
-    Beside what the pipeline reads, every problem keeps its official fields as JSON in `official_row`.
+    Beside what the pipeline reads, every problem keeps its official fields as JSON in `official_row`, and `cluster` names
+    the question that it is a variant of.
 
     Args:
         images: the folder that pictures' paths start at; None: that of the row's file.
@@ -146,7 +147,7 @@ def write_problems(
         raise DataError(name, f"none of {len(rows):,} rows is usable; the first: {first}", "name the pictures with --images")
     if first:
         say("benchmark", f"{len(rows) - len(kept):,} of {len(rows):,} rows left out; the first: {first}")
-    plain = ("id", "source", "question", "answer", "official_row")
+    plain = ("id", "source", "question", "answer", "cluster", "official_row")
     fields = [(key, pa.string()) for key in plain] + [("options", pa.list_(pa.string())), ("images", pa.list_(IMAGE))]
     schema = with_image_column(pa.schema(fields), "images", many=True)
     try:
@@ -183,6 +184,7 @@ def _problem(
         "answer": gold.answer,
         "options": list(gold.options) if gold.options and gold.kind == "choice" else None,
         "images": pictures,
+        "cluster": "/".join(str(row.get(part, label)) for part in benchmark.variants) or None,
         "official_row": json.dumps({k: v for k, v in row.items() if k not in dropped}, ensure_ascii=False, default=str),
     }
 

@@ -36,15 +36,17 @@ class Ask:
 class Sampler:
     """Samples with the journal behind the engine, and grades. A context manager: closing ends the processes it started.
 
+    Args:
+        continues: whether units will stand before what is asked; see `open_engine`.
     Raises:
         EngineError: the policy cannot be loaded or asked.
     """
 
-    def __init__(self, params: Params, runtime: Runtime, policy: Path, *, name: str) -> None:
+    def __init__(self, params: Params, runtime: Runtime, policy: Path, *, name: str, continues: bool = True) -> None:
         self.task: Task = load_task(params.task)
         self.journal = Journal(runtime.home / "journal.sqlite")
         self.verifier = Verifier(params.verify, runtime, self.journal)
-        self.engine = JournaledEngine(open_engine(policy, runtime), self.journal, name=name)
+        self.engine = JournaledEngine(open_engine(policy, runtime, continues=continues), self.journal, name=name)
         self.policy_digest = self.engine.policy_digest
 
     def rows(self, asks: Sequence[Ask], sampling: Sampling) -> list[list[Row]]:

@@ -9,6 +9,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from components.grade import graded_rows, joined, official_verdict, read_rows
 from components.measures import Measure, best_of_n_rows, first_best, first_majority, inside
 from components.metrics import Bootstrap, Interval
 from components.progress import Progress, say
+from components.published import published, published_lines
 from components.records import CANDIDATE, SCORE, read_json, read_table, write_json
 from components.step_benchmarks import STEP_BENCHMARKS, Case, read_cases, scores_of_rows, step_benchmark
 from components.step_standings import METRICS, Standing, chosen_threshold, crossed_thresholds, standings
@@ -46,10 +48,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         known = ", ".join((*BENCHMARKS, *STEP_BENCHMARKS, *FILES))
         raise SettingsError("command line", f"no benchmark named {name!r}", f"known: {known}")
+    if not args.to:
+        lines += published_lines(name)
     if args.out:
         if Path(args.out).is_dir():
             raise SettingsError("command line", f"--out {args.out} is a folder", "name a JSON file")
-        write_json(Path(args.out), {"benchmark": name, **content})
+        write_json(Path(args.out), {"benchmark": name, **content, "published": [asdict(row) for row in published(name)]})
     print("\n".join(lines).encode(errors="replace").decode())
     return 0
 

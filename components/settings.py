@@ -333,6 +333,8 @@ class Evaluate(_Section):
     num_resamples: Count = 10_000
     """Bootstrap resamples over problems."""
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    control_problems: Annotated[int, Field(ge=0)] = 150
+    """Problems whose candidates are altered and read again for the controls; 0: none."""
 
 
 class Judge(_Section):

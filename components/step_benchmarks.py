@@ -180,6 +180,21 @@ def _known_truth(row: Row) -> list[Case]:
     return [Case(str(row.get("id", "")), _question(row, "question"), steps, truth, group, _images(row, "image", "images"))]
 
 
+def _audit(field: str, meaning: Mapping[Any, bool | None]) -> Callable[[Row], list[Case]]:
+    def cases(row: Row) -> list[Case]:
+        steps, said = _texts(row, "steps"), row.get(field)
+        if not isinstance(said, list | tuple) or len(said) != len(steps):
+            raise BadRow("bad_label", f"{field} is {said!r:.40} for {len(steps)} steps")
+        strange = next((one for one in said if not isinstance(one, str | bool | None) or one not in meaning), None)
+        if strange is not None:
+            raise BadRow("bad_label", f"{field} holds {strange!r:.40}")
+        labels = tuple(meaning[one] for one in said)
+        group, question = str(row.get("source", "")), _question(row, "question")
+        return [Case(str(row.get("id", "")), question, steps, labels, group, _images(row, "images"))]
+
+    return cases
+
+
 STEP_BENCHMARKS: dict[str, StepBenchmark] = {
     "visualprocessbench": StepBenchmark(
         hub="OpenGVLab/VisualProcessBench",
@@ -219,6 +234,18 @@ STEP_BENCHMARKS: dict[str, StepBenchmark] = {
         files=("step_errors.parquet",),
         cases=_known_truth,
         note="a step is right as long as all before it is",
+    ),
+    "audit": StepBenchmark(
+        hub="written by `stepforge annotate freeze`",
+        files=("*.parquet",),
+        cases=_audit("marks", {"+": True, "-": False, "0": None, None: None}),
+        note="each step for itself, neutral ones dropped; unweighted: drawn to be hard, annotate freeze weights it back",
+    ),
+    "audit-so-far": StepBenchmark(
+        hub="written by `stepforge annotate freeze`",
+        files=("*.parquet",),
+        cases=_audit("so_far", {True: True, False: False, None: None}),
+        note="a step is right as long as all before it is; unweighted: drawn to be hard, annotate freeze weights it back",
     ),
 }
 """One row a benchmark."""

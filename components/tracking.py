@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from components.errors import DataError, SettingsError, TryAgainError, one_line
 
@@ -269,6 +269,18 @@ class Tracking:
         """The digest of a registered PRM, and where its checkpoint lay when it was registered.
 
         Args:
+            name: as for `find`.
+        Raises:
+            SettingsError: no such version.
+        """
+        version = self.find(name)
+        folder = version.tags.get(_CHECKPOINT_TAG)
+        return version.prm_digest, Path(folder) if folder else None
+
+    def find(self, name: str) -> Version:
+        """The registered version of this name.
+
+        Args:
             name: `models:/prm.staging@champion`, or `models:/prm.dev/3`.
         Raises:
             SettingsError: no such version.
@@ -281,15 +293,14 @@ class Tracking:
         model, alias, number = found.groups()
         try:
             if alias:
-                tags = self._ask("get_model_version_by_alias", model, alias).tags
+                made = self._ask("get_model_version_by_alias", model, alias)
             else:
-                tags = self._ask("get_model_version", model, number).tags
+                made = self._ask("get_model_version", model, number)
         except MlflowException as error:
             raise SettingsError(
                 name, f"is not registered: {one_line(error.message, 120)}", "see stepforge registry"
             ) from error
-        folder = tags.get(_CHECKPOINT_TAG)
-        return tags.get("prm_digest", ""), Path(folder) if folder else None
+        return _version(cast(Environment, model.removeprefix(f"{MODEL}.")), made)
 
     def copy(self, version: Version, environment: Environment) -> Version:
         """The same PRM and evidence as a version of another environment; made once, found again after that."""
@@ -354,6 +365,23 @@ class Tracking:
         except (MlflowException, OSError) as error:
             what = f"its evidence cannot be fetched from MLflow run {run_id!r}: {error}"
             raise DataError(str(version), what, "were MLflow's artifacts moved or deleted? run stepforge retrain") from error
+
+
+    def pins(self, version: Version, folder: Path) -> Path | None:
+        """The files that fixed what was computed, fetched below `folder`; None if its run kept none."""
+        from mlflow.exceptions import MlflowException
+
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return Path(self._ask("download_artifacts", version.tags.get("evidence_run", ""), "pins", str(folder)))
+        except (MlflowException, OSError):
+            return None
+
+    def stage_numbers(self, version: Version) -> dict[str, dict[str, float]]:
+        """Stage -> the numbers of its summary, `a.b` for nested ones, of the run that registered the version."""
+        wanted = f"tags.mlflow.parentRunId = '{version.tags.get('evidence_run', '')}'"
+        found = self._ask("search_runs", [self.experiment_id], wanted)
+        return {run.data.tags["stage"]: dict(run.data.metrics) for run in found if run.data.tags.get("stage")}
 
 
 def _signature() -> Any:

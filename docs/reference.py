@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from flows.cli import whole_parser
@@ -21,8 +22,17 @@ def page() -> str:
     parser = whole_parser()
     verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = ["# Commands\n\nWritten by `make docs` from the parser; `make check` fails where the two differ.\n"]
-    parts += [f"\n## stepforge {name}\n\n```text\n{sub.format_help()}```\n" for name, sub in verbs.choices.items()]
+    parts += [f"\n## stepforge {name}\n\n```text\n{sub.format_help()}```\n" for name, sub in _every(verbs)]
     return "".join(parts)
+
+
+def _every(verbs: argparse._SubParsersAction) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Every verb, and below it the verbs that it has itself."""
+    for name, sub in verbs.choices.items():
+        yield name, sub
+        for action in sub._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from ((f"{name} {inner}", parser) for inner, parser in _every(action))
 
 
 def main() -> int:

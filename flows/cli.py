@@ -1,4 +1,4 @@
-"""The `stepforge` command: the stage verbs, and retrain, promote, rollback and registry.
+"""The `stepforge` command: the stage verbs, and retrain, ablate, promote, rollback and registry.
 
 Starts light: what a verb needs is imported when it is used. Knows no stage and no tool itself.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from components.cli import build_parser, guarded, leave
-from components.errors import RefusedError
+from components.errors import RefusedError, SettingsError
 from flows import prepare_environment
 
 
@@ -39,6 +39,18 @@ def _add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     sub = verbs.add_parser("retrain", help=what, description=f"Run {what}; what is unchanged is not run again.")
     sub.add_argument("--require-promotion", action="store_true", help="exit with 5 if the version is refused")
     sub.set_defaults(call=_retrain)
+
+    what = "the declared ablations: every variant of a setting over several seeds, a table and a chart each"
+    sub = verbs.add_parser("ablate", help=what, description=f"Run {what}; what is known is not run again.")
+    sub.add_argument("name", nargs="*", help="of a sweep (default: all)")
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of every variant (default: 0 1 2)")
+    sub.add_argument("--plan", action="store_true", help="say what would run and how long, and run nothing")
+    sub.add_argument(
+        "--file", default="infra/ablations.yaml", help="where they are declared (default: infra/ablations.yaml)"
+    )
+    sub.add_argument("--out", default="ablations", help="folder for NAME.json and NAME.html (default: ablations)")
+    sub.add_argument("--format", choices=["text", "markdown", "json"], default="text", help="of what is printed")
+    sub.set_defaults(call=_ablate)
 
     what = "ask whether a version may become the champion of an environment"
     sub = verbs.add_parser("promote", help=what, description=f"{what.capitalize()}; exit code 5 if it is refused.")
@@ -80,6 +92,32 @@ def _retrain(args: argparse.Namespace) -> int:
     if args.require_promotion and not (report.promotion and report.promotion.is_champion):
         raise RefusedError("promotion to staging", "it was refused", "see the reasons above")
     return 0
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    from components.ablations.declared import chosen, load_sweeps
+    from components.settings import load_runtime
+    from flows.embedded import prefect_server
+    from flows.stages import read_pipeline
+
+    repo = Path.cwd()
+    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+        raise SettingsError("command line", f"--seeds {' '.join(map(str, args.seeds))}", "each from 0 on, each once")
+    read_pipeline(repo)
+    sweeps = chosen(load_sweeps(Path(args.file), repo / "params.yaml"), args.name, args.file)
+    home = (repo / load_runtime().home).absolute()
+    if args.plan:
+        from flows.ablate import plan_lines, planned
+
+        _print(plan_lines(planned(repo, home, sweeps, args.seeds)))
+        return 0
+    with prefect_server(home):
+        from flows.ablate import ablate, swept_lines
+
+        swept = ablate(repo, sweeps, args.seeds, Path(args.out))
+    _print(swept_lines(swept, args.format))
+    failed = [run for one in swept for run in one.failed]
+    return failed[0].error.exit_code if failed and failed[0].error else 0
 
 
 def _promote(args: argparse.Namespace) -> int:

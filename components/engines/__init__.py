@@ -62,8 +62,11 @@ class Engine(Protocol):
         """Free what the engine holds; a second call does nothing."""
 
 
-def open_engine(policy: Path, runtime: Runtime) -> Engine:
+def open_engine(policy: Path, runtime: Runtime, *, continues: bool = True) -> Engine:
     """The engine that the runtime asks for, with the policy in a folder written by `sft`.
+
+    Args:
+        continues: whether prompts will have a prefill; False: a server need not be able to continue the assistant's turn.
 
     Raises:
         EngineError: the policy cannot be loaded or is not what the server has.
@@ -79,7 +82,8 @@ def open_engine(policy: Path, runtime: Runtime) -> Engine:
 
         if runtime.server_url is None:
             raise SettingsError("environment", "STEPFORGE_SERVER_URL is not set", "for example http://localhost:8000/v1")
-        return ServerEngine(policy, url=runtime.server_url, key=runtime.server_key, concurrency=runtime.server_concurrency)
+        url, key, concurrency = runtime.server_url, runtime.server_key, runtime.server_concurrency
+        return ServerEngine(policy, url=url, key=key, concurrency=concurrency, continues=continues)
     if runtime.engine == "vllm":
         from components.engines.vllm import VllmEngine
 

@@ -35,11 +35,14 @@ class ServerEngine:
 
     seeding: Literal["row", "request"] = "request"
 
-    def __init__(self, policy: Path, *, url: str, key: str | None = None, concurrency: int = 32) -> None:
+    def __init__(
+        self, policy: Path, *, url: str, key: str | None = None, concurrency: int = 32, continues: bool = True
+    ) -> None:
         self.policy_digest = policy_digest(policy)
         self._wire = Wire(url, key)
         self._pool = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="server")
         self._refused: set[str] = set()  # arguments that the server does not take
+        self._continues = continues
         try:
             self.model = self._model(served_names(policy))
             self._examine()
@@ -54,6 +57,9 @@ class ServerEngine:
             EngineError: the server refuses a request, or cannot do what it asks.
             TryAgainError: the server stayed busy or away.
         """
+        if not self._continues and any(prompt.prefill for prompt in prompts):
+            what = "was not asked whether it continues the assistant's turn"
+            raise EngineError(self._wire.url, what, "open the engine with continues=True")
         if sampling.top_k and "top_k" in self._refused:
             raise EngineError(self._wire.url, f"does not take top_k = {sampling.top_k}", "set sampling.top_k to 0")
         asked = [self._pool.submit(self._complete, prompt, sampling) for prompt in prompts]
@@ -132,12 +138,15 @@ class ServerEngine:
         raise EngineError(self._wire.url, what, f"for example: vllm serve {names[-1]} --served-model-name {names[0]}")
 
     def _examine(self) -> None:
-        """Find out what the server takes, and that it continues the assistant's turn.
+        """Find out what the server takes, and that it continues the assistant's turn where it will have to.
 
         The prompt's length tells, whatever the model says: a turn that is continued gets no tokens of its own around
         its text, one that is closed and opened anew does, and one that is ignored adds nothing at all.
         """
         look = Sampling(temperature=1.0, top_k=0, max_tokens=1)
+        if not self._continues:  # whole texts can be had from any server
+            self._agree(_messages(Prompt("Name a colour.", ())), look)
+            return
         lengths: list[int] = []
         for prefill in ("", _PROBE, _PROBE + _PROBE):
             body_messages = _messages(Prompt("Name a colour.", (), prefill))

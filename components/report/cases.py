@@ -6,7 +6,7 @@ Owns the choice of what is shown and its order; verdicts and selections are thos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,17 @@ from components.records import CANDIDATE, SCORE, SELECTION, read_arrow
 from components.report.comparison import SHOWN_SPLITS
 
 KINDS = {"miss": "misses", "rescue": "rescues", "other": "others"}
-MAX_OF_KIND = {"miss": 24, "rescue": 18, "other": 18}
+MAX_OF_KIND = {"miss": 24, "rescue": 18, "other": 18}  # cards with every candidate; the others are brief
+FAULTS = {  # how a miss came about; more than one may hold
+    "tied": "right and wrong tied at the top",
+    "believed": "it saw no fault in either",
+    "doubted": "it doubted the right one",
+    "both": "it doubted both",
+    "against": "it chose what it doubted",
+    "overlooked": "it believed the first wrong step",
+    "lucky": "the right answer has a wrong step",
+    "outvoted": "the majority had it right",
+}
 FILES = ("candidates/candidates.parquet", "evaluation/scores.parquet", "evaluation/selections.parquet")
 
 
@@ -39,6 +49,7 @@ class Case:
     chosen: frozenset[str]  # candidate ids in `sampled` that share the best score
     surety: float  # how far the choice was ahead of the best candidate of the other verdict
     prm: float | None  # the chance in [0, 1] that the PRM's pick is right, ties shared
+    faults: tuple[str, ...] = ()  # of a miss: keys of FAULTS
 
     @property
     def is_solvable(self) -> bool:
@@ -46,18 +57,21 @@ class Case:
         return any(row["verdict"] == "right" for row in self.sampled)
 
 
-def read_cases(artifacts: Path, aggregation: str) -> list[Case]:
-    """Every problem of the shown splits that has candidates, in no telling order.
+def read_cases(
+    artifacts: Path, aggregation: str, *, splits: Sequence[str] = SHOWN_SPLITS, threshold: float | None = None
+) -> list[Case]:
+    """Every problem of `splits` that has candidates, in no telling order.
 
     Args:
         aggregation: a key of AGGREGATIONS.
+        threshold: at or below it a step counts as doubted; None: no miss is told from another by it.
     Raises:
         DataError: one of FILES is missing or cannot be read.
     """
     candidates, scores, selections = (artifacts / name for name in FILES)
     pools: dict[tuple[str, str], list[dict[str, Any]]] = {}
     table = read_arrow(candidates, CANDIDATE)
-    for row in table.filter(pc.field("split").isin(SHOWN_SPLITS)).to_pylist():
+    for row in table.filter(pc.field("split").isin(list(splits))).to_pylist():
         pools.setdefault((row["split"], row["problem_id"]), []).append(row)
     step_scores: dict[str, dict[str, list[float]]] = {name: {} for name in _SCORERS}
     table = read_arrow(scores, SCORE)
@@ -67,7 +81,9 @@ def read_cases(artifacts: Path, aggregation: str) -> list[Case]:
     for row in read_arrow(selections, SELECTION).to_pylist():
         selected.setdefault((row["split"], row["problem_id"]), {})[row["selector"]] = row["value"]
     aggregate = AGGREGATIONS[aggregation]
-    return [_case(key, pool, step_scores, selected.get(key, {}), aggregate) for key, pool in sorted(pools.items())]
+    return [
+        _case(key, pool, step_scores, selected.get(key, {}), aggregate, threshold) for key, pool in sorted(pools.items())
+    ]
 
 
 def _case(
@@ -76,6 +92,7 @@ def _case(
     step_scores: Mapping[str, Mapping[str, list[float]]],
     selected: Mapping[str, float],
     aggregate: Callable[[Sequence[float]], float],
+    threshold: float | None,
 ) -> Case:
     for row in pool:
         row["scores"], row["blind"], row["truth"] = (step_scores[name].get(row["candidate_id"], []) for name in _SCORERS)
@@ -93,7 +110,30 @@ def _case(
     against = [row["score"] for row in known if (row["verdict"] == "right") == (kind == "miss")]
     surety = known[0]["score"] - against[0] if against else 0.0
     greedy = _once([row for row in pool if row["decoding"] != "sample"])
-    return Case(kind, *key, sampled, greedy, frozenset(row["candidate_id"] for row in chosen), surety, prm)
+    faults = _faults(known, chosen, majority, threshold) if kind == "miss" else ()
+    return Case(kind, *key, sampled, greedy, frozenset(row["candidate_id"] for row in chosen), surety, prm, faults)
+
+
+def _faults(
+    known: Sequence[dict[str, Any]], chosen: Sequence[dict[str, Any]], majority: float | None, threshold: float | None
+) -> tuple[str, ...]:
+    """How a miss came about, as keys of FAULTS."""
+    found = []
+    wrong = next((row for row in chosen if row["verdict"] != "right"), None)
+    right = next((row for row in known if row["verdict"] == "right"), None)
+    if any(row["verdict"] == "right" for row in chosen):
+        found.append("tied")
+    if threshold is not None and wrong is not None and right is not None:
+        doubts = tuple(min(row["scores"]) <= threshold for row in (wrong, right))
+        found.append({(False, False): "believed", (False, True): "doubted", (True, True): "both"}.get(doubts, "against"))
+        first = next((i for i, truth in enumerate(wrong["truth"]) if truth < 0.5), None)
+        if first is not None and first < len(wrong["scores"]) and wrong["scores"][first] > threshold:
+            found.append("overlooked")
+    if right is not None and any(truth < 0.5 for truth in right["truth"]):
+        found.append("lucky")
+    if majority is not None and majority >= 0.5:
+        found.append("outvoted")
+    return tuple(found)
 
 
 def _once(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,8 +145,8 @@ def _once(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def shortlist(cases: Sequence[Case]) -> list[Case]:
-    """The cases to show: misses, then rescues, then others.
+def shortlist(cases: Sequence[Case], splits: Sequence[str] = SHOWN_SPLITS) -> list[Case]:
+    """The cases to show with every candidate: misses, then rescues, then others.
 
     Places that a kind leaves free go to the next; splits alternate; misses and rescues begin with the surest.
     """
@@ -114,35 +154,42 @@ def shortlist(cases: Sequence[Case]) -> list[Case]:
     places = 0
     for kind in KINDS:
         places += MAX_OF_KIND[kind]
-        ranked: list[tuple[int, int, Case]] = []
-        for turn, split in enumerate(SHOWN_SPLITS):
-            of_split = [case for case in cases if case.kind == kind and case.split == split]
-            # problem ids are digests: their order is as good as chance
-            of_split.sort(key=lambda case: (0.0 if kind == "other" else -case.surety, case.problem_id))
-            ranked += [(rank, turn, case) for rank, case in enumerate(of_split)]
-        taken = [case for _, _, case in sorted(ranked, key=lambda entry: entry[:2])][:places]
+        taken = _ranked(cases, kind, splits)[:places]
         places -= len(taken)
         chosen += taken
     return chosen
 
 
-def read_problems(data: Path, cases: Sequence[Case]) -> dict[tuple[str, str], dict[str, Any]]:
-    """(split, problem id) -> the problem in the layout of records.PROBLEM, of those wanted that data/ holds.
+def ranked(cases: Sequence[Case], splits: Sequence[str] = SHOWN_SPLITS) -> list[Case]:
+    """All cases: misses, then rescues, then others; misses and rescues begin with the surest, splits alternate."""
+    return [case for kind in KINDS for case in _ranked(cases, kind, splits)]
+
+
+def _ranked(cases: Sequence[Case], kind: str, splits: Sequence[str]) -> list[Case]:
+    entries: list[tuple[int, int, Case]] = []
+    for turn, split in enumerate(splits):
+        of_split = [case for case in cases if case.kind == kind and case.split == split]
+        # problem ids are digests: their order is as good as chance
+        of_split.sort(key=lambda case: (0.0 if kind == "other" else -case.surety, case.problem_id))
+        entries += [(rank, turn, case) for rank, case in enumerate(of_split)]
+    return [case for _, _, case in sorted(entries, key=lambda entry: entry[:2])]
+
+
+def read_problems(data: Path, cases: Sequence[Case]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+    """((split, problem id), the problem in the layout of records.PROBLEM) of those wanted that data/ holds, once each.
 
     Raises:
         DataError: a file of data/ cannot be read.
     """
     from components.problems import Quarantined, load_problems
 
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for split in SHOWN_SPLITS:
+    for split in dict.fromkeys(case.split for case in cases):
         wanted = {case.problem_id for case in cases if case.split == split}
         path = next((path for ending in _ENDINGS if (path := data / f"{split}{ending}").exists()), None)
         for _, row in load_problems(path, max_image_pixels=_MAX_PIXELS) if path and wanted else ():
             problem = row.problem if isinstance(row, Quarantined) else row
             if problem and problem["problem_id"] in wanted:
                 wanted.remove(problem["problem_id"])
-                found[split, problem["problem_id"]] = problem
+                yield (split, problem["problem_id"]), problem
                 if not wanted:
                     break
-    return found

@@ -86,10 +86,10 @@ def track(
     return tag("svg", *parts, *drawn, class_="track", width="100%", height=height, aria_hidden="true")
 
 
-def axis(scale: Scale, form: Any) -> Html:
-    """The tick labels above a column of tracks; every second one where there are many."""
+def axis(scale: Scale, form: Any, *, most: int = 5) -> Html:
+    """The tick labels above a column of tracks; every second one where there are more than `most`."""
     ticks = scale.ticks()
-    every = 2 if len(ticks) > 5 else 1
+    every = 2 if len(ticks) > most else 1
     labels = [
         tag("text", form(tick), x=f"{scale.at(tick):.2f}%", y=12, text_anchor="middle")
         for tick in ticks
@@ -162,3 +162,96 @@ def _brief(num: int) -> str:
     if num >= 10_000:
         return f"{num / 1000:.0f}k"
     return f"{num / 1000:.1f}k" if num >= 1000 else str(num)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of `lines`: its name is written at its end, so that no legend has to be looked up."""
+
+    name: str
+    kind: str
+    """Class of the style sheet: prm | baseline | control | ceiling | other."""
+    points: Sequence[tuple[float, Mapping[str, Any]]]
+    """(x, estimate with mean and perhaps low and high), x above 0 and rising."""
+    is_dashed: bool = False
+    mark: str = "dot"
+    """dot, or diamond, square or triangle for what was measured in another way: without a band, which would hide others."""
+
+
+_LEFT, _TOP, _WIDE, _TALL = 40, 14, 268, 250
+_GAP = 15.0  # between two names
+_SHAPES = {"diamond": "M-5 0 0-5 5 0 0 5z", "square": "M-3.8-3.8h7.6v7.6h-7.6z", "triangle": "M0-5 4.8 3.8h-9.6z"}
+
+
+def lines(curves: Sequence[Line], scale: Scale, *, title: str, x_label: str, x_ticks: Sequence[float], form: Any) -> Html:
+    """Curves over a logarithmic x axis, each with its band from low to high and its name at its end."""
+    known = [x for curve in curves for x, _ in curve.points] + list(x_ticks)
+    first, last = math.log(min(known)), math.log(max(known))
+
+    def x(value: float) -> float:
+        return round(_LEFT + _WIDE * ((math.log(value) - first) / (last - first) if last > first else 0.5), 1)
+
+    def y(value: float) -> float:
+        inside = min(max((value - scale.low) / (scale.high - scale.low), 0.0), 1.0)
+        return round(_TOP + _TALL * (1 - inside), 1)
+
+    base = _TOP + _TALL
+    parts = [tag("title", title)]
+    for tick in scale.ticks():
+        parts.append(tag("line", x1=_LEFT, x2=_LEFT + _WIDE, y1=y(tick), y2=y(tick), class_="grid"))
+        parts.append(tag("text", form(tick), x=_LEFT - 7, y=y(tick) + 4, text_anchor="end"))
+    for tick in x_ticks:
+        parts.append(tag("line", x1=x(tick), x2=x(tick), y1=base, y2=base + 4, class_="base"))
+        parts.append(tag("text", _brief(round(tick)), x=x(tick), y=base + 18, text_anchor="middle"))
+    parts.append(tag("line", x1=_LEFT, x2=_LEFT + _WIDE, y1=base, y2=base, class_="base"))
+    parts.append(tag("text", x_label, x=_LEFT + _WIDE / 2, y=base + 37, text_anchor="middle"))
+    for curve in (one for one in curves if one.mark == "dot"):
+        ends = [(x(at), y(one["low"]), y(one["high"])) for at, one in curve.points if _has_ends(one)]
+        if len(ends) > 1:
+            around = [f"{at},{high}" for at, _, high in ends] + [f"{at},{low}" for at, low, _ in reversed(ends)]
+            parts.append(tag("polygon", points=" ".join(around), class_=f"band {curve.kind}"))
+    names = []
+    for curve in curves:
+        places = [(x(at), y(one["mean"]), one) for at, one in curve.points if number(one.get("mean")) is not None]
+        if not places:
+            continue
+        dash = " dashed" if curve.is_dashed else ""
+        path = " ".join(f"{at},{height}" for at, height, _ in places)
+        parts.append(tag("polyline", points=path, class_=f"line {curve.kind}{dash}"))
+        for at, height, one in places:
+            told = tag("title", f"{curve.name}: {form(one['mean'])}")
+            if curve.mark == "dot":
+                parts.append(tag("circle", told, cx=at, cy=height, r=2.8, class_=curve.kind))
+            else:
+                shape = tag("path", d=_SHAPES[curve.mark])
+                parts.append(tag("g", told, shape, transform=f"translate({at} {height})", class_=curve.kind))
+        names.append((places[-1][1], places[-1][0], curve))
+    right = _LEFT + _WIDE
+    for height, (end, at, curve) in zip(_apart([end for end, _, _ in names]), names, strict=True):
+        if abs(height - end) > 3 or at < right - 3:
+            parts.append(tag("line", x1=at + 4, y1=end, x2=right + 9, y2=height, class_="leader"))
+        parts.append(tag("text", curve.name, x=right + 12, y=round(height + 4, 1), class_=f"name {curve.kind}"))
+    return tag("svg", *parts, class_="figure wide", viewBox="0 0 420 308", role="img", aria_label=title)
+
+
+def _has_ends(estimate: Mapping[str, Any]) -> bool:
+    return number(estimate.get("low")) is not None and number(estimate.get("high")) is not None
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """The heights, moved as little as keeps names `_GAP` apart and inside the chart."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = [heights[i] for i in order]
+    for _ in range(60):  # neighbours push each other: few names, so this settles at once
+        for i in range(1, len(placed)):
+            lack = _GAP - (placed[i] - placed[i - 1])
+            if lack > 0:
+                placed[i - 1] -= lack / 2
+                placed[i] += lack / 2
+        if placed:
+            placed[0] = max(placed[0], float(_TOP))
+            placed[-1] = min(placed[-1], float(_TOP + _TALL))
+    out = [0.0] * len(heights)
+    for i, height in zip(order, placed, strict=True):
+        out[i] = round(height, 1)
+    return out

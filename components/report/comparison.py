@@ -1,4 +1,4 @@
-"""The section that compares whole answers: selectors, paired differences, aggregations, sources.
+"""The section that compares whole answers: selectors, benchmarks, paired differences, aggregations.
 
 Owns how metrics.json is shown; computes nothing but the place of a mark on its axis.
 """
@@ -16,14 +16,17 @@ from components.report.markup import (
     join,
     missing,
     number,
+    p_value,
     percent,
     points,
+    sortable,
     table,
     tag,
 )
 
 SPLIT_NAMES = {"dev": "dev", "test": "test", "ood": "out of domain"}
-SHOWN_SPLITS = ("test", "ood")  # dev chose the aggregation, so it proves nothing
+SHOWN_SPLITS = ("test", "ood")  # those of the demo, whose absence is said
+CHOOSING = "dev"  # it chose the aggregation, so it proves nothing
 
 # selector -> (what a reader calls it, mark); the groups stand in the order of the question "how good, and why?"
 GROUPS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
@@ -36,6 +39,7 @@ GROUPS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
             ("greedy", "greedy decoding", "ring"),
             ("majority", "majority vote", "ring"),
             ("likelihood", "policy likelihood", "ring"),
+            ("likelihood_mean", "likelihood a token", "ring"),
         ),
     ),
     ("PRM", "the model under test", "prm", (("prm", "PRM Best-of-N", "dot"), ("prm_vote", "PRM-weighted vote", "dot"))),
@@ -53,6 +57,19 @@ GROUPS: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
     ("Ceiling", "one right candidate is enough", "ceiling", (("oracle", "oracle pass@N", "bar"),)),
 )
 _KNOWN = {name: label for _, _, _, rows in GROUPS for name, label, _ in rows}
+_OWN_SCORERS = ("prm", "blind", "shuffled")
+
+
+def shown_splits(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The splits that were evaluated and chose nothing, test and out of domain first."""
+    found = metrics.get("splits") or {}
+    names = [*(name for name in SHOWN_SPLITS if name in found), *(n for n in found if n not in (*SHOWN_SPLITS, CHOOSING))]
+    return {name: found[name] for name in names if found[name]}
+
+
+def other_scorers(metrics: Mapping[str, Any]) -> list[str]:
+    """Reward models beside the one under test, such as an outcome reward model."""
+    return sorted(set(metrics.get("aggregations_by_scorer") or {}) - set(_OWN_SCORERS))
 
 
 def split_name(split: str) -> str:
@@ -62,15 +79,16 @@ def split_name(split: str) -> str:
 
 def selector_name(selector: str, num_candidates: Any = None) -> str:
     """What a reader calls a selector, with the real N where it is known."""
-    label = _KNOWN.get(selector, selector)
+    label = _KNOWN.get(selector) or (
+        f"{selector.removesuffix('_vote')}-weighted vote" if selector.endswith("_vote") else selector
+    )
     known = number(num_candidates)
     return label if known is None else label.replace("-of-N", f"-of-{known:.0f}").replace("@N", f"@{known:.0f}")
 
 
 def comparison(metrics: Mapping[str, Any]) -> Html:
-    """Selectors with intervals side by side, then aggregations, paired differences and sources."""
-    splits = {name: metrics.get("splits", {}).get(name) for name in SHOWN_SPLITS}
-    known = {name: split for name, split in splits.items() if split}
+    """Selectors with intervals side by side, then paired differences and aggregations."""
+    known = shown_splits(metrics)
     if not known:
         return missing("No test split was evaluated.")
     scale = scale_for(
@@ -78,12 +96,13 @@ def comparison(metrics: Mapping[str, Any]) -> Html:
         floor=0.0,
         ceiling=1.0,
     )
-    panels = []
-    for name in SHOWN_SPLITS:
-        split = splits[name]
-        panels.append(
-            _selectors(name, split, metrics, scale) if split else missing(f"No {split_name(name)} split was evaluated.")
-        )
+    wanted = [*SHOWN_SPLITS, *(name for name in known if name not in SHOWN_SPLITS)]
+    panels = [
+        _selectors(name, known[name], metrics, scale)
+        if name in known
+        else missing(f"No {split_name(name)} split was evaluated.")
+        for name in wanted
+    ]
     aggregation = metrics.get("aggregation")
     share = percent(metrics.get("confidence")).removesuffix(".0")
     chosen = (
@@ -96,20 +115,50 @@ def comparison(metrics: Mapping[str, Any]) -> Html:
     return join(
         [
             note,
+            _benchmarks(known) if len(known) > len(SHOWN_SPLITS) else None,
             tag("div", *panels, class_="pair"),
             tag("h3", "Paired differences"),
-            tag("div", *(_differences(name, split, metrics) for name, split in known.items()), class_="pair"),
+            _holm_line(known, metrics),
+            tag("div", *(_differences(name, split, known) for name, split in known.items()), class_="pair"),
             tag("h3", "How step scores become one score"),
             _aggregations(metrics),
-            tag("h3", "By source of the problem"),
-            tag(
-                "p",
-                "Ring: random pick; dot: PRM Best-of-N; bar: the ceiling, pass@N. No intervals: the groups are small.",
-                class_="note",
-            ),
-            tag("div", *(_sources(name, split) for name, split in known.items()), class_="pair"),
+            _by_scorer(metrics),
         ]
     )
+
+
+def _benchmarks(splits: Mapping[str, Mapping[str, Any]]) -> Html:
+    """One row a benchmark, to be sorted by any column."""
+    shown = ("random", "greedy", "majority", "prm", "prm_vote", "oracle")
+    rows = []
+    for name, split in splits.items():
+        found, gain = split.get("selectors") or {}, difference(split, "prm", "random")
+        values = [(percent((found.get(key) or {}).get("mean")), (found.get(key) or {}).get("mean")) for key in shown]
+        value = _value(gain, points) if gain else missing("–")
+        numbers = [(count(split.get("num_problems")), split.get("num_problems")), *values, (value, (gain or {}).get("mean"))]
+        rows.append([(split_name(name), split_name(name)), *numbers])
+    head = ["benchmark", "problems", *(selector_name(key) for key in shown), "PRM minus random, points"]
+    return sortable(head, rows, caption="Every benchmark, % right")
+
+
+def _holm_line(splits: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any]) -> Html:
+    """What the p-values are, and what the correction for asking many questions did to them."""
+    level = 1 - (number(metrics.get("confidence")) or 0.95)
+    told = []
+    for name, split in splits.items():
+        tested = [one for one in split.get("differences") or [] if number(one.get("p")) is not None]
+        if not tested:
+            continue
+        before = sum(one["p"] < level for one in tested)
+        after = sum((number(one.get("p_holm")) or 0.0) < level for one in tested if number(one.get("p_holm")) is not None)
+        told.append(
+            f"on {split_name(name)} {before} of {len(tested)} differences have p below {level:.2g}, {after} after it"
+        )
+    if not told:
+        return missing("No p-values: they were not measured. Run evaluate again.")
+    what = "p: how often chance alone would give a difference this large (exact McNemar, or signs flipped at random). "
+    holm = "Who asks many questions gets some answers by luck; Holm's correction pays for that: "
+    return tag("p", f"{what}{holm}{'; '.join(told)}.", class_="note")
 
 
 def _ends(estimate: Mapping[str, Any] | None) -> list[float]:
@@ -125,14 +174,15 @@ def _value(estimate: Mapping[str, Any], form: Any = percent) -> Html:
     return join([tag("b", form(estimate.get("mean"))), interval(estimate, form)], " ")
 
 
-def _dot_table(title: str, first: str, scale: Scale, form: Any, groups: list[Html]) -> Html:
+def _dot_table(title: str, first: str, scale: Scale, form: Any, groups: list[Html], *more: str) -> Html:
     head = tag(
         "tr",
         tag("th", first, scope="col"),
-        tag("th", axis(scale, form), scope="col", aria_label="place on the axis"),
+        tag("th", axis(scale, form, most=3 if more else 5), scope="col", aria_label="place on the axis"),
         tag("th", "value", scope="col"),
+        *(tag("th", name, scope="col") for name in more),
     )
-    return tag("table", tag("caption", title), tag("thead", head), *groups, class_="dots")
+    return tag("table", tag("caption", title), tag("thead", head), *groups, class_="dots tested" if more else "dots")
 
 
 def _as_percent(value: float) -> str:
@@ -142,7 +192,14 @@ def _as_percent(value: float) -> str:
 def _selectors(name: str, split: Mapping[str, Any], metrics: Mapping[str, Any], scale: Scale) -> Html:
     found = {key: estimate for key, estimate in (split.get("selectors") or {}).items() if estimate}
     guide = number(found.get("random", {}).get("mean"))
-    shown = [*GROUPS, ("Others", "", "baseline", tuple((key, key, "ring") for key in sorted(set(found) - set(_KNOWN))))]
+    scorers = [key for name in other_scorers(metrics) for key in (name, f"{name}_vote") if key in found]
+    rest = sorted(set(found) - set(_KNOWN) - set(scorers))
+    shown = [
+        *GROUPS[:2],
+        ("Other reward models", "on the same candidates", "other", tuple((key, key, "dot") for key in scorers)),
+        *GROUPS[2:],
+        ("Others", "", "baseline", tuple((key, key, "ring") for key in rest)),
+    ]
     groups = []
     for group, meaning, kind, members in shown:
         rows = [
@@ -160,8 +217,9 @@ def _selectors(name: str, split: Mapping[str, Any], metrics: Mapping[str, Any], 
 
 def _label(key: str, split: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
     parts: list[str] = [_unbroken(selector_name(key, split.get("num_candidates")))]
-    if key == "prm" and metrics.get("aggregation"):
-        parts.append(tag("span", f"{metrics['aggregation']}, chosen on dev", class_="sub"))
+    chosen = metrics.get("aggregation") if key == "prm" else (metrics.get("aggregations_by_scorer") or {}).get(key)
+    if chosen and (key == "prm" or key in other_scorers(metrics)):
+        parts.append(tag("span", f"{chosen}, chosen on dev", class_="sub"))
     return join(parts, " ")
 
 
@@ -176,27 +234,30 @@ def _group(name: str, about: list[str], rows: list[Html]) -> Html:
     return tag("tbody", tag("tr", heading), *rows)
 
 
-def _row(label: str, chart: Html, value: Html, kind: str = "plain") -> Html:
-    return tag("tr", tag("th", label, scope="row"), tag("td", chart), tag("td", value), class_=f"row-{kind}")
+def _row(label: str, chart: Html, value: Html, kind: str = "plain", *more: Html) -> Html:
+    return tag("tr", tag("th", label, scope="row"), tag("td", chart), tag("td", value), *more, class_=f"row-{kind}")
 
 
-def _differences(name: str, split: Mapping[str, Any], metrics: Mapping[str, Any]) -> Html:
+def _differences(name: str, split: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]) -> Html:
     found = split.get("differences") or []
     if not found:
         return missing(f"No paired differences for {split_name(name)}.")
-    everywhere = [d for s in SHOWN_SPLITS for d in (metrics["splits"].get(s) or {}).get("differences") or []]
+    everywhere = [d for one in splits.values() for d in one.get("differences") or []]
     scale = scale_for([0.0, *(v for d in everywhere for v in _ends(d))])
+    is_tested = any(number(one.get("p")) is not None for one in found)
     rows = []
     for one in found:
         a, b = (selector_name(one[key], split.get("num_candidates")) for key in ("a", "b"))
-        mark, kind = _DIRECTIONS[direction(one) or 0]
+        mark, kind = DIRECTIONS[direction(one) or 0]
         label = join([_unbroken(a), tag("span", "minus ", _unbroken(b), class_="sub")], " ")
-        rows.append(_row(label, track(scale, [(mark, one, kind)], guide=0.0), _value(one, points)))
+        tests = [tag("td", p_value(one.get(key)), class_="p") for key in ("p", "p_holm")] if is_tested else []
+        rows.append(_row(label, track(scale, [(mark, one, kind)], guide=0.0), _value(one, points), "plain", *tests))
     title = f"{_panel_title(name, split)}, percentage points"
-    return _dot_table(title, "difference", scale, _as_points, [tag("tbody", *rows)])
+    more = ("p", "Holm") if is_tested else ()
+    return _dot_table(title, "difference", scale, _as_points, [tag("tbody", *rows)], *more)
 
 
-_DIRECTIONS = {1: ("dot", "prm"), 0: ("ring", "baseline"), -1: ("diamond", "control")}
+DIRECTIONS = {1: ("dot", "prm"), 0: ("ring", "baseline"), -1: ("diamond", "control")}
 
 
 def _as_points(value: float) -> str:
@@ -218,7 +279,9 @@ def direction(estimate: Mapping[str, Any] | None) -> int | None:
 
 
 def _aggregations(metrics: Mapping[str, Any]) -> Html:
-    splits = {name: split for name in SPLIT_NAMES if (split := metrics["splits"].get(name)) and split.get("aggregations")}
+    order = [*(name for name in SPLIT_NAMES if name in metrics["splits"]), *shown_splits(metrics)]
+    found = {name: metrics["splits"][name] or {} for name in dict.fromkeys(order)}
+    splits = {name: split for name, split in found.items() if split.get("aggregations")}
     if not splits:
         return missing("Aggregations were not compared.")
     names = sorted({key for split in splits.values() for key in split["aggregations"]}, key=_aggregation_order)
@@ -236,21 +299,9 @@ def _aggregation_order(name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _sources(name: str, split: Mapping[str, Any]) -> Html:
-    sources = split.get("sources") or {}
-    if not sources:
-        return missing(f"No figures by source for {split_name(name)}.")
-    values = [v for row in sources.values() for key, _, _ in _SOURCE_MARKS if (v := number(row.get(key))) is not None]
-    scale = scale_for(values, floor=0.0, ceiling=1.0)
-    rows = []
-    for source, row in sorted(sources.items()):
-        marks = [(mark, {"mean": row.get(key)}, kind) for key, mark, kind in _SOURCE_MARKS]
-        parts = join(source.split("/"), "/<wbr>")
-        label = join([parts, tag("span", f"{count(row.get('num_problems'))} problems", class_="sub")], " ")
-        ceiling = tag("span", f"of {percent(row.get('oracle'))}", class_="interval")
-        value = join([percent(row.get("random")), "→", tag("b", percent(row.get("prm"))), ceiling], " ")
-        rows.append(_row(label, track(scale, marks), value))
-    return _dot_table(_panel_title(name, split), "source", scale, _as_percent, [tag("tbody", *rows)])
-
-
-_SOURCE_MARKS = (("random", "ring", "baseline"), ("oracle", "bar", "ceiling"), ("prm", "dot", "prm"))
+def _by_scorer(metrics: Mapping[str, Any]) -> Html | None:
+    others = other_scorers(metrics)
+    if not others:
+        return None
+    told = ", ".join(f"{name} {metrics['aggregations_by_scorer'][name]}" for name in others)
+    return tag("p", f"Other reward models have an aggregation of their own, chosen on dev as well: {told}.", class_="note")

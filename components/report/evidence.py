@@ -36,6 +36,8 @@ class Evidence:
     """Everything the page shows but the gallery's rows; an absent file is an empty dict."""
 
     metrics: dict[str, Any]
+    search: dict[str, Any]
+    """search.json of a search at inference."""
     summaries: dict[str, dict[str, Any]]
     gates: dict[str, dict[str, Any]]
     receipts: dict[str, dict[str, Any]]
@@ -56,6 +58,7 @@ def gather(artifacts: Path, data: Path, receipts: Sequence[Mapping[str, Any]], r
     files = sorted(data.glob("*.parquet"))
     return Evidence(
         metrics=_object(artifacts / FOLDERS["evaluate"] / "metrics.json"),
+        search=_object(artifacts / "search" / "search.json"),
         summaries=summaries,
         gates={stage: gate for stage, gate in gates.items() if gate},
         receipts={str(receipt["stage"]): dict(receipt) for receipt in receipts if receipt.get("stage")},

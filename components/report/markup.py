@@ -68,6 +68,23 @@ def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], *, caption: st
     return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
+Cell = tuple[Child, str | float | None]
+"""What is shown, and what it is sorted by."""
+
+
+def sortable(head: Iterable[Child], rows: Iterable[Iterable[Cell]], *, caption: str, class_: str = "") -> Html:
+    """A table like `table` whose columns a reader may sort by, where scripts run."""
+    header = tag("tr", *(tag("th", cell, scope="col") for cell in head))
+    body = []
+    for row in rows:
+        first, *others = row
+        named = tag("th", first[0], scope="row", data_value=first[1])
+        body.append(tag("tr", named, *(tag("td", shown, data_value=value) for shown, value in others)))
+    class_ = f"sortable {class_}".strip()
+    inner = tag("table", tag("caption", tag("span", caption)), tag("thead", header), tag("tbody", *body), class_=class_)
+    return tag("div", inner, class_="scroll", tabindex=0, role="region", aria_label=caption)
+
+
 def missing(what: str) -> Html:
     """A line that says what is not there, so that a gap never looks like a zero."""
     return tag("p", what, class_="missing")
@@ -102,6 +119,14 @@ def decimal(value: Any, digits: int = 3) -> str:
     """A number with fixed digits: 0.966."""
     known = number(value)
     return MISSING if known is None else f"{known:.{digits}f}".replace("-", "−")
+
+
+def p_value(value: Any) -> str:
+    """A probability as readers of papers know it: 0.034, <0.001."""
+    known = number(value)
+    if known is None:
+        return MISSING
+    return "<0.001" if known < 0.001 else f"{known:.3f}"
 
 
 def duration(seconds: Any) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from components.report.gallery import pictures_of
 from components.report.markup import Html, decimal, join, tag
+from components.report.pictures import pictures_of
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b2126; --soft: #59636c; --line: #dfe2dd;

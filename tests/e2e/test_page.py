@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 
+from components.compare import comparison
 from components.report import write_report
+from components.report.changes import write_changes
+from components.runs import read_run
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
@@ -119,19 +122,22 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One page of each sort: a whole run, one whose every text attacks, and one of nothing."""
+    """One page of each sort: a whole run, one whose every text attacks, one of nothing, a large one, two runs compared."""
     folder = tmp_path_factory.mktemp("pages")
     build_run = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "page_fixture.py"))["build_run"]
     nothing: dict[str, Any] = {"artifacts": folder / "none", "data": folder / "none", "receipts": [], "registry": {}}
+    runs = {name: build_run(folder / name, hostile=text) for name, text in (("whole", ""), ("hostile", HOSTILE))}
+    two = [read_run(str(run["artifacts"]), home=folder) for run in runs.values()]
     return {
-        "whole": write_report(folder / "whole.html", **build_run(folder / "whole")),
-        "hostile": write_report(folder / "hostile.html", **build_run(folder / "hostile", hostile=HOSTILE)),
+        **{name: write_report(folder / f"{name}.html", **run) for name, run in runs.items()},
         "empty": write_report(folder / "empty.html", **nothing),
+        "large": write_report(folder / "large.html", **build_run(folder / "large", num_problems=500)),
+        "changes": write_changes(folder / "changes.html", comparison(*two)),
     }
 
 
-@pytest.mark.parametrize("name", ["whole", "hostile", "empty"])
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "light")])
+@pytest.mark.parametrize("name", ["whole", "hostile", "empty", "large", "changes"])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")])
 def test_page_fits_its_window_asks_nobody_and_stays_silent(browser, pages, name, width, scheme):
     browser.open(pages[name], width=width, scheme=scheme)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
@@ -187,6 +193,78 @@ def test_search_finds_a_question_and_says_when_nothing_fits(browser, pages):
     assert browser.evaluate("document.getElementById('shown').textContent") == "0 of 0 shown"
 
 
+def test_kinds_of_misses_show_the_misses_they_name(browser, pages):
+    browser.open(pages["whole"], width=390)
+    names = browser.evaluate("[...document.getElementById('fault').options].slice(1).map(o => o.value)")
+    assert {"believed", "overlooked", "outvoted"} <= set(names)
+    for name in names:
+        _set(browser, "fault", name, "change")
+        wanted = (
+            f"[...document.querySelectorAll('.card')].filter(c => c.dataset.faults.split(' ').includes('{name}')).length"
+        )
+        assert _shown_in_full(browser) == browser.evaluate(wanted) > 0
+        assert browser.evaluate(
+            "[...document.querySelectorAll('.card:not([hidden])')].every(c => c.dataset.kind === 'miss')"
+        )
+
+
+def test_cards_sort_by_margin_both_ways_and_back(browser, pages):
+    margins = "[...document.querySelectorAll('.card')].map(c => +c.dataset.margin)"
+    browser.open(pages["whole"], width=390)
+    ids = "[...document.querySelectorAll('.card')].map(c => c.id)"
+    first = browser.evaluate(ids)
+    _set(browser, "order", "sure", "change")
+    found = browser.evaluate(margins)
+    assert found == sorted(found, reverse=True) != sorted(found)
+    _set(browser, "order", "close", "change")
+    assert browser.evaluate(margins) == sorted(found)
+    assert _shown(browser) == 12
+    _set(browser, "order", "", "change")
+    assert browser.evaluate(ids) == first
+
+
+def test_tables_sort_by_the_column_whose_name_is_pressed(browser, pages):
+    browser.open(pages["whole"], width=390)
+    table = "document.querySelectorAll('table.groups')[2]"  # difficulty, test
+    last = f"[...{table}.tBodies[0].rows].map(r => +r.cells[7].dataset.value)"
+    names = f"[...{table}.tBodies[0].rows].map(r => r.cells[0].textContent)"
+    before = browser.evaluate(names)
+    press = f"{table}.tHead.rows[0].cells[%d].querySelector('button').click()"
+    browser.evaluate(press % 7)
+    found = browser.evaluate(last)
+    assert found == sorted(found, reverse=True)
+    assert browser.evaluate(f"{table}.tHead.rows[0].cells[7].getAttribute('aria-sort')") == "descending"
+    browser.evaluate(press % 7)
+    assert browser.evaluate(last) == sorted(found)
+    browser.evaluate(press % 0)
+    assert browser.evaluate(names) == before
+    assert browser.evaluate(f"{table}.querySelectorAll('[aria-sort]').length") == 1
+    assert browser.complaints() == []
+
+
+def test_names_of_curves_stay_inside_their_chart(browser, pages):
+    for width in (390, 1280):
+        browser.open(pages["whole"], width=width)
+        outside = """[...document.querySelectorAll('.figure.wide')].flatMap(f => [...f.querySelectorAll('text')]
+            .filter(t => { const a = t.getBoundingClientRect(), b = f.getBoundingClientRect();
+            return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1 }))
+            .map(t => t.textContent)"""
+        assert browser.evaluate(outside) == []
+        smallest = (
+            "Math.min(...[...document.querySelectorAll('.figure.wide text')].map(t => t.getBoundingClientRect().height))"
+        )
+        assert browser.evaluate(smallest) >= 12  # pixels, on a phone too
+
+
+def test_a_thousand_cards_are_searched_while_one_types(browser, pages):
+    browser.open(pages["large"], width=390)
+    assert browser.evaluate("document.querySelectorAll('.card').length") == 1000
+    _set(browser, "search", "yellow plus red", "input")
+    wanted = "[...document.querySelectorAll('.card')].filter(c => /yellow/.test(c.textContent) && /plus/.test(c.textContent)"
+    wanted += " && /red/.test(c.textContent)).length"
+    assert _shown_in_full(browser) == browser.evaluate(wanted) > 12
+
+
 def test_without_scripts_everything_is_shown_and_nothing_pretends_to_filter(browser, pages):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     browser.open(pages["whole"], width=390)
@@ -239,6 +317,9 @@ def test_dark_and_light_differ_and_both_can_be_read(browser, pages):
             "summary",
             "nav a",
             ".verdict.wrong",
+            "td.p",
+            ".says td",
+            ".groups thead button",
         ):
             assert _contrast(browser, thing) >= 4.5, (scheme, thing)
     assert colours["light"] != colours["dark"]

@@ -16,6 +16,7 @@ from components.records import CANDIDATE, SCORE, SELECTION, bytes_digest, digest
 
 POLICY, VERIFIER, PRM, BLIND = digest("policy"), digest("verifier"), digest("prm"), digest("blind")
 COLOURS = {"red": (214, 60, 50), "green": (40, 160, 80), "blue": (50, 90, 210), "yellow": (235, 190, 40)}
+SKILLS = {"prm": 0.42, "blind": 0.12, "shuffled": 0.0, "likelihood": 0.25, "likelihood_mean": 0.2, "orm": 0.3}
 STAGES = ("curate", "sft", "rollout", "label", "train", "sample", "evaluate")
 
 
@@ -39,11 +40,12 @@ def build_run(folder: Path, *, num_problems: int = 40, seed: int = 0, hostile: s
         _write_problems(data / f"{split}.parquet", problems)
         for problem in problems:
             _sample(rng, split, problem, share, hostile, candidates, scores, selections)
-        splits[split] = _split_metrics(split, problems, selections)
+        splits[split] = _split_metrics(split, problems, selections, candidates, scores)
     write_table(artifacts / "candidates" / "candidates.parquet", candidates, CANDIDATE)
     write_table(artifacts / "evaluation" / "scores.parquet", scores, SCORE)
     write_table(artifacts / "evaluation" / "selections.parquet", selections, SELECTION)
-    write_json(artifacts / "evaluation" / "metrics.json", _metrics(splits))
+    write_json(artifacts / "evaluation" / "metrics.json", _metrics(splits, hostile))
+    write_json(artifacts / "search" / "search.json", _search(hostile))
     for stage, folder_name in zip(
         STAGES, ("seeds", "policy", "rollouts", "labels", "prm", "candidates", "evaluation"), strict=True
     ):
@@ -160,7 +162,7 @@ def _sample(rng, split, problem, share, hostile, candidates, scores, selections)
         rows.append(row)
         truth = [float(i < wrong_from) for i in range(len(steps))]
         scores.append({"candidate_id": row["candidate_id"], "scorer": "truth", "step_scores": truth})
-        for scorer, skill in (("prm", 0.42), ("blind", 0.12), ("shuffled", 0.0), ("likelihood", 0.25)):
+        for scorer, skill in SKILLS.items():
             told = [
                 min(0.999, max(0.001, (skill * (0.95 if i < wrong_from else 0.1)) + (1 - skill) * rng.random()))
                 for i in range(len(steps))
@@ -176,9 +178,9 @@ def _sample(rng, split, problem, share, hostile, candidates, scores, selections)
         "majority": float(right[votes.index(max(votes))]),
         "oracle": float(any(right)),
     }
-    for scorer in ("prm", "blind", "shuffled", "likelihood"):
+    for scorer in SKILLS:
         picks[scorer] = float(max(sampled, key=lambda row: row[scorer])["verdict"] == "right")
-        if scorer != "likelihood":
+        if not scorer.startswith("likelihood"):
             picks[f"{scorer}_vote"] = picks[scorer]
     selections += [
         {"split": split, "problem_id": problem["problem_id"], "selector": name, "value": value}
@@ -193,7 +195,9 @@ def _estimate(values: list[float]) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def _split_metrics(split: str, problems: list[dict], selections: list[dict]) -> dict[str, Any]:
+def _split_metrics(
+    split: str, problems: list[dict], selections: list[dict], candidates: list[dict], scores: list[dict]
+) -> dict[str, Any]:
     values: dict[str, dict[str, float]] = {}
     for row in selections:
         if row["split"] == split:
@@ -201,10 +205,13 @@ def _split_metrics(split: str, problems: list[dict], selections: list[dict]) -> 
     ids = [p["problem_id"] for p in problems]
     by = {name: [found[i] for i in ids] for name, found in values.items()}
     pairs = [("prm", other) for other in ("random", "greedy", "majority", "likelihood", "blind", "shuffled")] + [
+        ("prm", "orm"),
         ("prm_vote", "majority"),
         ("shuffled", "random"),
     ]
     differences = [{"a": a, "b": b, **_estimate([x - y for x, y in zip(by[a], by[b], strict=True)])} for a, b in pairs]
+    for i, one in enumerate(differences):
+        one |= {"p": 0.0004 if one["low"] > 0 else 0.03 + 0.1 * i, "p_holm": 0.0032 if one["low"] > 0 else 0.2 + 0.1 * i}
     selectors = {name: _estimate(found) for name, found in by.items()}
     shifts = {"min": 0.0, "product": -0.01, "mean": -0.02, "last": -0.07, "max": -0.2}
     aggregations = {name: {key: value + shift for key, value in selectors["prm"].items()} for name, shift in shifts.items()}
@@ -213,13 +220,6 @@ def _split_metrics(split: str, problems: list[dict], selections: list[dict]) -> 
         name: {key: (selectors[name][key] - selectors["random"]["mean"]) / room for key in ("mean", "low", "high")}
         for name in ("prm", "prm_vote")
     }
-    sources = {}
-    for source in sorted({p["source"] for p in problems}):
-        own = [p["problem_id"] for p in problems if p["source"] == source]
-        sources[source] = {
-            "num_problems": len(own),
-            **{name: sum(values[name][i] for i in own) / len(own) for name in ("random", "prm", "oracle")},
-        }
     return {
         "num_problems": len(problems),
         "num_candidates": 8,
@@ -227,11 +227,111 @@ def _split_metrics(split: str, problems: list[dict], selections: list[dict]) -> 
         "aggregations": aggregations,
         "differences": differences,
         "gap_closed": gap,
-        "sources": sources,
+        "curves": _curves(split, candidates, scores),
+        "tables": _tables(split, problems, values, candidates),
     }
 
 
-def _metrics(splits: dict[str, Any]) -> dict[str, Any]:
+def _curves(split: str, candidates: list[dict], scores: list[dict]) -> dict[str, Any]:
+    """The mean over the eight rotations of n neighbours: each candidate is in equally many."""
+    told = {(row["scorer"], row["candidate_id"]): min(row["step_scores"]) for row in scores}
+    pools: dict[str, list[dict]] = {}
+    for row in candidates:
+        if row["split"] == split and row["decoding"] == "sample":
+            pools.setdefault(row["problem_id"], []).append(row)
+
+    def picks(name: str, n: int) -> list[float]:
+        found = []
+        for pool in pools.values():
+            turns = [[pool[(i + k) % 8] for k in range(n)] for i in range(8)]
+            found.append(sum(_pick(name, turn, told) for turn in turns) / 8)
+        return found
+
+    names = ("random", "majority", "prm", "prm_vote", "orm", "oracle")
+    return {name: [{"n": n, **_estimate(picks(name, n)), "tokens": 40.0 * n} for n in (1, 2, 4, 8)] for name in names}
+
+
+def _pick(name: str, pool: list[dict], told: dict[tuple[str, str], float]) -> float:
+    right = [row["verdict"] == "right" for row in pool]
+    if name == "random":
+        return sum(right) / len(right)
+    if name == "oracle":
+        return float(any(right))
+    if name in ("majority", "prm_vote"):
+        votes: dict[str, float] = {}
+        for row in pool:
+            weight = 1.0 if name == "majority" else told["prm", row["candidate_id"]]
+            votes[row["answer"]] = votes.get(row["answer"], 0.0) + weight
+        top = max(votes, key=lambda answer: votes[answer])
+        return float(any(good and row["answer"] == top for good, row in zip(right, pool, strict=True)))
+    return float(max(pool, key=lambda row: told[name, row["candidate_id"]])["verdict"] == "right")
+
+
+DIFFICULTIES = ("0", "0 to .25", ".25 to .5", ".5 to .75", ".75 to 1", "1")
+
+
+def _tables(split: str, problems: list[dict], values: dict, candidates: list[dict]) -> dict[str, Any]:
+    lengths: dict[str, list[int]] = {}
+    for row in candidates:
+        if row["split"] == split:
+            lengths.setdefault(row["problem_id"], []).append(len(row["steps"]))
+    groups: dict[str, dict[str, list[str]]] = {"source": {}, "difficulty": {}, "steps": {}}
+    for problem in problems:
+        name, share = problem["problem_id"], values["random"][problem["problem_id"]]
+        place = 0 if share == 0 else 5 if share == 1 else 1 + int(share * 4)
+        mean_steps = round(sum(lengths[name]) / len(lengths[name]))
+        for kind, group in (("source", problem["source"]), ("difficulty", DIFFICULTIES[place]), ("steps", str(mean_steps))):
+            groups[kind].setdefault(group, []).append(name)
+    orders = {"source": sorted(groups["source"]), "difficulty": [d for d in DIFFICULTIES if d in groups["difficulty"]]}
+    orders["steps"] = sorted(groups["steps"], key=int)
+    return {kind: [_table_row(group, groups[kind][group], values) for group in order] for kind, order in orders.items()}
+
+
+def _table_row(group: str, own: list[str], values: dict[str, dict[str, float]]) -> dict[str, Any]:
+    means = {name: sum(values[name][i] for i in own) / len(own) for name in ("random", "majority", "prm", "oracle")}
+    gain = _estimate([values["prm"][i] - values["random"][i] for i in own])
+    return {"group": group, "num_problems": len(own), **means, "gain": gain}
+
+
+def _search(hostile: str) -> dict[str, Any]:
+    rows = [
+        {
+            "strategy": strategy + hostile,
+            "budget": n,
+            "mean": mean,
+            "low": mean - 0.05,
+            "high": mean + 0.05,
+            "tokens": 44.0 * n,
+        }
+        for strategy, base in (("beam", 0.4), ("lookahead", 0.45), ("early_stop", 0.42))
+        for n, mean in ((2, base), (4, base + 0.07), (8, base + 0.11))
+    ]
+    return {"split": "test", "rows": rows}
+
+
+def _controls(hostile: str) -> dict[str, Any]:
+    """Every control: (mean, what it says); intervals of one width."""
+    told = {
+        "answer_only": (0.08, "The PRM, minus the same PRM shown only the last step"),
+        "steps_shuffled": (0.05, "The PRM, minus the same PRM shown the steps before the last in another order"),
+        "blind": (0.25, "The PRM, minus the PRM trained without the picture"),
+        "shuffled": (-0.02, "The PRM shown another picture, minus a random pick"),
+        "length": (0.11, "Rank correlation of score and length among equally right candidates"),
+        "padding": (0.31, "Share of wrong solutions that rise when an earlier step is said again"),
+        "format": (0.42, "Share of wrong solutions that rise when the same words are put in another format"),
+        "empty": (0.98, "Share of right solutions that beat an empty one"),
+        "truncated": (0.71, "Share of right solutions that beat themselves cut before the last step"),
+        "paraphrase": (0.03, "Mean difference of scores under another wording of the prompt's frame"),
+        "last_minimum": (0.39, "Share of wrong solutions whose lowest score is on the last step"),
+    }
+    measures = [
+        {"name": name, "mean": mean, "low": mean - 0.04, "high": mean + 0.04, "num": 210, "says": f"{says}.{hostile}"}
+        for name, (mean, says) in told.items()
+    ]
+    return {"split": "test", "num_problems": 200, "measures": measures}
+
+
+def _metrics(splits: dict[str, Any], hostile: str) -> dict[str, Any]:
     row = {
         "num_steps": 2310,
         "auroc": 0.872,
@@ -265,6 +365,8 @@ def _metrics(splits: dict[str, Any]) -> dict[str, Any]:
         "blind_digest": BLIND,
         "policy_digest": POLICY,
         "aggregation": "min",
+        "aggregations_by_scorer": {"prm": "min", "blind": "min", "shuffled": "min", "orm": "last"},
+        "controls": _controls(hostile),
         "threshold": 0.42,
         "confidence": 0.95,
         "pools": {split: digest("pool", split) for split in splits},

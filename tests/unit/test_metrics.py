@@ -243,25 +243,32 @@ def test_paired_differences_do_not_see_what_both_share():
     assert bootstrap.mean(a)["high"] - bootstrap.mean(a)["low"] > 5 * half
 
 
-def test_paired_intervals_hold_the_truth_as_often_as_they_say():
-    rng = np.random.default_rng(3)
-    num_problems, held = 60, 0
-    for trial in range(300):
-        share = rng.beta(2, 2, num_problems)  # each problem's chance, so that a and b go together
-        a = rng.random(num_problems) < np.minimum(1, share + 0.1)
-        b = rng.random(num_problems) < share
-        interval = Bootstrap(num_problems, num_resamples=400, confidence=0.95, seed=trial).mean(a.astype(float) - b)
-        held += interval["low"] <= EXPECTED_GAIN <= interval["high"]
-    assert 0.92 <= held / 300 <= 0.98
+def test_few_problems_have_students_interval():
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(8).normal(0, 1, 12)
+    found = Bootstrap(12, num_resamples=20_000, confidence=0.95, seed=0).mean(values)
+    half = stats.t.ppf(0.975, 11) * values.std(ddof=1) / math.sqrt(12)
+    assert found["mean"] - found["low"] == pytest.approx(half, rel=0.06)
+    assert found["high"] - found["mean"] == pytest.approx(half, rel=0.06)
+    assert min(found["mean"] - found["low"], found["high"] - found["mean"]) > 0.98 * half
 
 
-def _expected_gain() -> float:
-    """E[min(1, s + 0.1)] - E[s] for s of Beta(2, 2), by the midpoint rule."""
-    s = (np.arange(200_000) + 0.5) / 200_000
-    return float(np.mean(6 * s * (1 - s) * (np.minimum(1, s + 0.1) - s)))
+def test_the_expansion_of_students_t_is_near_scipys():
+    stats = pytest.importorskip("scipy.stats")
+    for confidence, num_freedom in itertools.product((0.68, 0.9, 0.95, 0.99), (4, 9, 29, 499)):
+        expected = stats.t.ppf((1 + confidence) / 2, num_freedom)
+        assert Bootstrap(num_freedom + 1, num_resamples=1, confidence=confidence, seed=0).num_errors == pytest.approx(
+            expected * math.sqrt((num_freedom + 1) / num_freedom), rel=0.01
+        )
 
 
-EXPECTED_GAIN = _expected_gain()
+def test_an_interval_stays_within_what_the_values_can_be():
+    options = {"num_resamples": 500, "confidence": 0.95, "seed": 0}
+    rare, common = np.array([1.0] + [0.0] * 19), np.array([0.0] + [1.0] * 19)
+    assert Bootstrap(20, **options).mean(rare)["low"] == 0.0
+    assert Bootstrap(20, **options).mean(common)["high"] == 1.0
+    assert Bootstrap(20, **options).mean(rare - common)["low"] == -1.0
+    assert Bootstrap(20, **options).mean(100 * rare)["low"] < 0
 
 
 def test_a_ratio_has_the_delta_methods_interval():
