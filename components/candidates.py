@@ -37,7 +37,7 @@ class PoolDigest:
 
 
 class PoolWriter:
-    """Writes candidates.parquet in bounded memory: 128 candidates of thousands of problems need not be held at once.
+    """Writes candidates.parquet as it comes: the texts of 128 candidates of thousands of problems need not be held at once.
 
     A context manager; the file is gone again if the block fails.
     """

@@ -366,7 +366,6 @@ class Tracking:
             what = f"its evidence cannot be fetched from MLflow run {run_id!r}: {error}"
             raise DataError(str(version), what, "were MLflow's artifacts moved or deleted? run stepforge retrain") from error
 
-
     def pins(self, version: Version, folder: Path) -> Path | None:
         """The files that fixed what was computed, fetched below `folder`; None if its run kept none."""
         from mlflow.exceptions import MlflowException

@@ -48,6 +48,8 @@ class Run:
     overrides: Mapping[str, Any]
     folder: Path
     steps: list[Step]
+    is_there: bool
+    """An earlier call brought it: the workspace holds every output."""
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     """Stage -> what became of it in this call."""
     error: StepForgeError | None = None
@@ -65,7 +67,7 @@ class Run:
     def seconds(self) -> float:
         """What it is to take; nan if no receipt tells."""
         num_known = len(self.steps) - len(self.to_execute)
-        if is_complete(self.folder, self.steps):
+        if self.is_there:
             return 0.0
         return num_known * RESTORE_SECONDS + sum(step.seconds or 0.0 for step in self.to_execute)
 
@@ -105,7 +107,7 @@ def planned(repo: Path, home: Path, sweeps: Mapping[str, Sweep], seeds: Sequence
                 params = {one: settings | ({"seed": seed} if one in reached else {}) for one in names}
                 steps = known.steps(pipeline, declared, params)
                 folder = home / "ablations" / digest([[one, params[one]] for one in names])[:16]
-                runs.append(Run(name, variant, seed, overrides, folder, steps))
+                runs.append(Run(name, variant, seed, overrides, folder, steps, is_complete(folder, steps)))
     return runs
 
 
@@ -118,12 +120,12 @@ def plan_lines(runs: Sequence[Run]) -> list[str]:
         lines.append(name)
         for run in own:
             todo = " ".join(step.name for step in run.to_execute)
-            if is_complete(run.folder, run.steps):
+            if run.is_there:
                 what = "there"
             elif not todo:
                 what = "restored"
             else:
-                what = f"executes {todo}" + (f", {_about(run.seconds)}" if len(run.to_execute) else "")
+                what = f"executes {todo}, {_about(run.seconds)}"
             lines.append(f"  {run!s:<{width}}  {what}")
     executed = sum(len(run.to_execute) for run in runs)
     restored = sum(len(run.steps) for run in runs) - executed
@@ -202,7 +204,7 @@ def _measured(
     child = tracking.start_run(str(run), parent=parent, tags=tags)
     seconds = 0.0
     try:
-        if is_complete(run.folder, run.steps):
+        if run.is_there:
             run.outcomes = {step.name: "unchanged" for step in run.steps}
         else:
             seconds = _executed(repo, home, run, failed, tracking, child, actor)
@@ -246,7 +248,8 @@ def _executed(
         if step.key in failed:
             raise failed[step.key]
         use_params(run.folder, step.params)
-        task = stage_task.with_options(task_run_name=f"{run.sweep}: {run}: {step.name}")
+        called = f"{run.sweep}: {run}: {step.name}".replace("{", "{{").replace("}", "}}")  # Prefect fills in templates
+        task = stage_task.with_options(task_run_name=called)
         try:
             done = task(run.folder, step.name, step.stage.outs[0], home).result()
         except StepForgeError as error:

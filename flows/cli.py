@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
 from components.cli import build_parser, guarded, leave
-from components.errors import RefusedError, SettingsError
+from components.errors import RefusedError, SettingsError, TryAgainError
 from flows import prepare_environment
 
 
@@ -111,7 +112,13 @@ def _ablate(args: argparse.Namespace) -> int:
 
         _print(plan_lines(planned(repo, home, sweeps, args.seeds)))
         return 0
-    with prefect_server(home):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(prefect_server(home))
+        except TryAgainError as error:
+            if error.place != "retrain":
+                raise
+            raise TryAgainError("ablate", "a retrain or another ablation is running in this folder", error.hint) from error
         from flows.ablate import ablate, swept_lines
 
         swept = ablate(repo, sweeps, args.seeds, Path(args.out))

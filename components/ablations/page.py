@@ -23,11 +23,12 @@ _STYLE = """
   --base: #5f6b75; --control: #b04a00; --other: #8a3d9e; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e6e9eb; --soft: #a0abb4; --line: #333b42;
   --prm: #7fb0ff;  --base: #a0abb4; --control: #ffa765; --other: #d9a3ea; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper);
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper);
   color: var(--ink); }
-h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin-top: 2rem; } .note, caption { color: var(--soft); font-size: .88rem; }
+h1 { font-size: 1.3rem; } .note { color: var(--soft); font-size: .88rem; margin: .3rem 0; }
+caption { text-align: left; font-size: 1rem; font-weight: 600; padding: 1.6rem 0 .2rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; } caption { text-align: left; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); font-weight: 400; }
 td { font-variant-numeric: tabular-nums; white-space: nowrap; } td:nth-child(2) { min-width: 18rem; width: 40%; }
 .is-best, .is-best td:nth-child(3) { font-weight: 700; }
@@ -101,8 +102,9 @@ def page(content: Mapping[str, Any]) -> str:
         tag("h1", str(content["question"])),
         tag("p", f"Sweep {content['name']}. {content['source']}. {_about(content)}"),
         tag("p", drawn, class_="note"),
+        *(tag("p", line, class_="note") for line in _settings(content)),
         _curves(content) if content["reads"] == "curves" else None,
-        *(join([tag("h2", f"{one['value']}{_better(one)}"), _chart(content, one)]) for one in content["shown"]),
+        *(_chart(content, one) for one in content["shown"]),
         *(tag("p", f"Missing: {line}") for line in _missing(content)),
     )
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
@@ -112,7 +114,7 @@ def _chart(content: Mapping[str, Any], one: Mapping[str, Any]) -> Html:
     found = [(row, row["values"][one["value"]]) for row in content["rows"]]
     ends = [v for _, e in found if e for v in _ends(e)]
     if not ends:
-        return tag("p", "No run measured it.", class_="note")
+        return tag("p", f"{one['value']}: no run measured it.", class_="note")
     scale = _scale(ends)
     guide = found[0][1]["mean"] if found[0][1] else None
     rows = []
@@ -124,10 +126,11 @@ def _chart(content: Mapping[str, Any], one: Mapping[str, Any]) -> Html:
             across = [("bar", estimate["over_problems"], "baseline")] if estimate["over_problems"] else []
             upper = track(scale, [*rings, ("dot", own, "prm")], guide=guide, height=18)
             bars = join([upper, track(scale, across, guide=guide, height=14) if across else None])
-        name = tag("span", row["variant"], class_="is-best" if estimate and estimate["is_best"] else None)
-        rows.append([name, bars, *cells[1:]])
-    head = _head(content)
-    return table([head[0], axis(scale, _form(one, signed=False)), *head[1:]], rows, caption=_settings(content))
+        is_best = bool(estimate and estimate["is_best"])
+        name = tag("span", f"{row['variant']}, {BEST}" if is_best else row["variant"], class_="is-best" if is_best else None)
+        rows.append([name, bars, *cells[1:-1]])
+    head = _head(content)[:-1]
+    return table([head[0], axis(scale, _form(one, signed=False)), *head[1:]], rows, caption=f"{one['value']}{_better(one)}")
 
 
 def _curves(content: Mapping[str, Any]) -> Html:
@@ -210,9 +213,9 @@ def _form(one: Mapping[str, Any], *, signed: bool) -> Any:
     return form
 
 
-def _settings(content: Mapping[str, Any]) -> str:
+def _settings(content: Mapping[str, Any]) -> list[str]:
     rows = [(row["variant"], row["overrides"]) for row in content["rows"] if row["overrides"]]
-    return "; ".join(f"{name}: " + ", ".join(f"{k} = {v}" for k, v in given.items()) for name, given in rows)
+    return [f"{name}: " + ", ".join(f"{key} = {value}" for key, value in given.items()) for name, given in rows]
 
 
 def _missing(content: Mapping[str, Any]) -> list[str]:

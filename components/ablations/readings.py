@@ -13,6 +13,7 @@ from components.ablations.declared import DEFAULT, Shown, Sweep
 from components.ablations.estimates import Value
 from components.errors import DataError, SettingsError
 from components.lineage import SUMMARY
+from components.metrics import AGGREGATIONS
 from components.records import read_json
 
 METRICS = "metrics.json"
@@ -48,7 +49,7 @@ def _inside(metrics: Mapping[str, Any], place: str, split: str, selector: str, r
     if reads == "aggregations":
         if selector != "prm":
             raise _absent(place, selector, ["prm"])
-        return {how: _ends(estimate) for how, estimate in known["aggregations"].items()}
+        return {how: _ends(known["aggregations"][how]) for how in AGGREGATIONS if how in known["aggregations"]}
     curves = known.get("curves", {})
     if selector not in curves:
         raise _absent(place, selector, list(curves))

@@ -120,6 +120,7 @@ ONCE = Counter(
     ["rollout soft 0", "sample soft 0"]  # shared by all: they know neither the label nor the seed of training
     + [f"{stage} {label} {seed}" for stage in ("train", "evaluate") for label in ("soft", "value") for seed in (0, 1)]
 )
+STOPPED = Counter(["train value 0", "evaluate value 0"])
 
 
 def test_a_sweep_killed_midway_goes_on_and_then_all_is_there(project, home, notes, monkeypatch):
@@ -127,19 +128,19 @@ def test_a_sweep_killed_midway_goes_on_and_then_all_is_there(project, home, note
 
     monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
     own = {name: (project / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "data.dvc")}
-    (notes / "wait").write_text("train value 0")
     words = [sys.executable, "-m", "flows.cli", "ablate", "--seeds", "0", "1", "--file", "ablations.yaml"]
-    with subprocess.Popen(words, cwd=project, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert any(line == "waiting\n" for line in process.stderr)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.stderr.read()
-    before = ran(notes)
-    assert before["train value 0"] == 1
+    for stage, sent, code in (("train value 0", signal.SIGINT, 130), ("evaluate value 0", signal.SIGKILL, -9)):
+        (notes / "wait").write_text(stage)
+        with subprocess.Popen(words, cwd=project, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            assert any(line == "waiting\n" for line in process.stderr)
+            os.killpg(process.pid, sent)
+            assert "Traceback" not in process.stderr.read()
+        assert process.returncode == code
     (notes / "wait").unlink()
 
     (swept,) = ablated(project, [0, 1])
     assert swept.failed == []
-    assert ran(notes) == ONCE + Counter(["train value 0"])  # only what was killed ran again
+    assert ran(notes) == ONCE + STOPPED  # only what was stopped ran again
     rows = {row["variant"]: row["values"]["test: prm - random"] for row in swept.content["rows"]}
     assert rows["soft"]["seeds"] == {"0": 0.125, "1": 0.15625}
     assert rows["value"]["difference"]["seeds"] == {"0": 0.0625, "1": 0.0625}
@@ -149,7 +150,7 @@ def test_a_sweep_killed_midway_goes_on_and_then_all_is_there(project, home, note
     started = time.monotonic()
     (again,) = ablated(project, [0, 1])
     assert time.monotonic() - started < 8
-    assert ran(notes) == ONCE + Counter(["train value 0"])
+    assert ran(notes) == ONCE + STOPPED
     assert again.content == swept.content == json.loads((project / "ablations/formulation.json").read_text())
     assert "<script" not in (project / "ablations/formulation.html").read_text()
 
@@ -158,8 +159,8 @@ def test_a_sweep_killed_midway_goes_on_and_then_all_is_there(project, home, note
     assert not (project / "artifacts").exists()
     runs = mlflow_runs(home)
     parents = [run for run in runs if run.info.run_name == "ablate formulation"]
-    assert [run.info.status for run in parents] == ["RUNNING", "FINISHED", "FINISHED"]  # the first could not say its end
-    for parent, outcomes in zip(parents[1:], ({"unchanged", "executed"}, {"unchanged"}), strict=True):
+    assert [run.info.status for run in parents] == ["KILLED", "RUNNING", "FINISHED", "FINISHED"]  # kill -9 leaves no word
+    for parent, outcomes in zip(parents[2:], ({"unchanged", "executed"}, {"unchanged"}), strict=True):
         children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
         assert {run.info.run_name for run in children} == {f"{v}, seed {s}" for v in ("soft", "value") for s in (0, 1)}
         assert {run.data.tags["outcome"] for run in children} == outcomes
@@ -169,7 +170,7 @@ def test_a_sweep_killed_midway_goes_on_and_then_all_is_there(project, home, note
 
     # What was found in the caches serves the user's own pipeline too, and the other way round.
     dvc(project, "repro", "-q")
-    assert ran(notes) == ONCE + Counter(["train value 0"])
+    assert ran(notes) == ONCE + STOPPED
 
 
 def test_a_failing_variant_is_one_line_and_the_others_go_on(project, notes, capfd, monkeypatch):

@@ -212,7 +212,7 @@ def test_over_twenty_worlds_faults_are_found_and_the_oracle_goes_free():
         for name, made in {"oracle": oracle, **PLANTED}.items()
     }
     assert num_flagged.pop("oracle") <= 1
-    assert min(num_flagged.values()) >= 18, num_flagged
+    assert min(num_flagged.values()) >= 19, num_flagged
 
 
 # Alterations

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picture_fixture import bars, png
 
-from components.cli import LABEL_FORMATS, main
+from components.cli import main
 from components.errors import DataError, SettingsError
 from components.interchange import FORMATS, files
 from components.interchange import importing as importing_module
@@ -35,6 +35,7 @@ from components.records import (
     write_table,
 )
 from components.settings import Label, load_params, load_runtime
+from components.verbs.labels import LABEL_FORMATS
 
 ROOT = Path(__file__).parents[2]
 PRM800K = ROOT.parent / "shared" / "realdata" / "prm800k"
