@@ -9,8 +9,11 @@ import argparse
 import atexit
 import importlib
 import os
+import select
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +112,8 @@ BESIDE: dict[str, Stage] = {
 """Verbs that write a folder as stages do, but are no part of the pipeline."""
 
 INTERRUPTED = 130  # the exit code after Ctrl-C or SIGTERM
+PARENT = "STEPFORGE_PARENT"  # process id of the command that runs the stages
+TIDY_SECONDS = 8.0  # how long an orphan may tidy up before it ends
 
 
 def build_parser(program: str = "python -m components") -> tuple[argparse.ArgumentParser, Any]:
@@ -145,6 +150,9 @@ def _run_stage(args: argparse.Namespace) -> int:
         if arg.named:
             pairs = [named_path(arg.flag, text) for text in value]
             paths[name] = dict(pairs)
+            if len(paths[name]) < len(pairs):
+                twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+                raise SettingsError("command line", f"{arg.flag} names {twice!r} twice", "give each a name of its own")
             inputs |= {f"{name}/{key}": path for key, path in pairs}
         elif arg.many:
             paths[name] = [Path(text) for text in value]
@@ -171,6 +179,7 @@ def guarded(call: Verb, args: argparse.Namespace) -> int:
     """Run a verb; a deliberate error or Ctrl-C becomes its exit code, anything else stays a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _follow(os.environ.pop(PARENT, ""))
         return call(args)
     except StepForgeError as error:
         print(error.lines(), file=sys.stderr)
@@ -180,6 +189,26 @@ def guarded(call: Verb, args: argparse.Namespace) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 141
+
+
+def _follow(parent: str) -> None:
+    """Stop as by Ctrl-C once the process `parent` is gone, however it ended: nobody waits for the result any more."""
+    if not parent.isdigit() or not hasattr(os, "pidfd_open"):
+        return
+    try:
+        watched = os.pidfd_open(int(parent))
+    except ProcessLookupError as error:
+        raise KeyboardInterrupt from error
+    except OSError:
+        return  # a kernel or sandbox without it
+
+    def wait() -> None:
+        select.select([watched], [], [])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(TIDY_SECONDS)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def leave(code: int) -> NoReturn:

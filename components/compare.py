@@ -168,7 +168,7 @@ def _code(a: Run, b: Run) -> dict[str, Any]:
 
 def _metrics(a: Run, b: Run) -> dict[str, Any]:
     splits = [run.metrics.get("splits") or {} for run in (a, b)]
-    return {split: _split(a, b, split) for split in splits[0] if split in splits[1]}
+    return {split: _split(a, b, split) for split in splits[0] if splits[0][split] and splits[1].get(split)}
 
 
 def _split(a: Run, b: Run, split: str) -> dict[str, Any]:
@@ -340,7 +340,7 @@ def shown(value: Any, form: str) -> str:
 
 
 def _interval(value: Mapping[str, float] | None, *, signed: bool = False) -> str:
-    if not value:
+    if not value or any(value.get(key) is None for key in ("mean", "low", "high")):
         return "-"
     sign = "+" if signed else ""
     return f"{value['mean']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"

@@ -244,6 +244,7 @@ _ONE_STEP = "no problem has a solution of several steps"
 _NO_WRONG = "no wrong solution could be read both ways"
 _NO_RIGHT = "no right solution could be read both ways"
 _NO_PICTURE = "no problem has a picture"
+_ALONE = "all comparisons are of one problem, or of problems that belong together: there is no interval"
 
 CONTROLS = (
     Control(
@@ -420,14 +421,16 @@ def measure(
             variants = {name: [read[control.name, name, i] for i in of] for name in control.alterations}
         else:
             variants = {"": [[] for _ in of]}
-        found = {}
+        found, most_units = {}, 0
         for name, others in variants.items():
             values_P2 = np.array([control.compare(groups[i], other) for i, other in zip(of, others, strict=True)])
+            num_units = len({names[i] for i, number in zip(of, values_P2[:, 1].tolist(), strict=True) if number})
+            most_units = max(most_units, num_units)
             interval = bootstrap.ratio(values_P2[:, 0], values_P2[:, 1])
-            if interval is not None:
+            if interval is not None and num_units > 1:
                 found[name] = {**interval, "num": round(float(values_P2[:, 1].sum()))}
         if not found:
-            absent[control.name] = control.lacks
+            absent[control.name] = _ALONE if most_units else control.lacks
             continue
         name = max(found, key=lambda variant: found[variant]["mean"])
         variant = {"variant": name} if len(control.alterations) > 1 else {}
@@ -463,8 +466,8 @@ def _read_again(
                 row: list[float | None] = [None] * len(group.steps)
                 read[control.name, name, i] = row
                 for j, (steps, right) in enumerate(zip(group.steps, group.is_right, strict=True)):
-                    if not steps or right not in control.of:
-                        continue
+                    if not steps or right not in control.of or not math.isfinite(group.scores[j]):
+                        continue  # what is too long to be read is no better for being cut
                     # Equal solutions are altered alike, in whatever company.
                     rng = np.random.default_rng(seed_for(seed, control.name, name, problem["problem_id"], *steps))
                     altered = alter(problem["question"], steps, rng)

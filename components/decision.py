@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,7 +304,10 @@ def _control(candidate: Evidence, wanted: Control) -> Reason:
 
 
 def _not_worse(candidate: Evidence, incumbent: Evidence | None, wanted: Incumbent) -> Reason:
-    """Non-inferiority by a normal interval of the paired differences; from some 30 problems it is the bootstrap's."""
+    """Non-inferiority by a normal interval of the paired differences; from some 30 problems it is the bootstrap's.
+
+    Problems that belong together (`clusters` of metrics.json) count by their sums: the variance is that of a ratio of means.
+    """
     gate = f"{wanted.split}: not worse than the champion"
     required = f"{wanted.selector} loses at most {wanted.max_loss:.3f} at {wanted.confidence:.0%} confidence"
     if incumbent is None:
@@ -320,9 +324,17 @@ def _not_worse(candidate: Evidence, incumbent: Evidence | None, wanted: Incumben
     if not all(math.isfinite(gain) for gain in gains):
         return Reason(gate, False, "a selection is no finite number", required)
     mean = math.fsum(gains) / len(gains)
-    variance = math.fsum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1)
-    half = NormalDist().inv_cdf((1 + wanted.confidence) / 2) * math.sqrt(variance / len(gains))
+    names = _at(candidate.metrics, "clusters", wanted.split)
+    names = names if isinstance(names, Mapping) else {}
+    sums: dict[tuple[bool, str], float] = defaultdict(float)
+    for problem, gain in zip(sorted(ours), gains, strict=True):
+        sums[problem in names, str(names.get(problem, problem))] += gain - mean
+    if len(sums) < 2:
+        return Reason(gate, False, f"all {len(gains)} problems belong together: there is no interval", required)
+    variance = math.fsum(one**2 for one in sums.values()) * len(sums) / (len(sums) - 1) / len(gains) ** 2
+    half = NormalDist().inv_cdf((1 + wanted.confidence) / 2) * math.sqrt(variance)
     seen = f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] over {len(gains)} problems"
+    seen += f" in {len(sums)} clusters" if len(sums) < len(gains) else ""
     return Reason(gate, mean - half >= -wanted.max_loss, seen, required)
 
 

@@ -5,6 +5,7 @@ Owns how they are read and by what they may be aggregated; does not know which m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class KeptScores:
         name: of the scorer; a folder that holds one scorer holds it under any name.
         wanted: the candidates that must have a score.
     Raises:
-        DataError: the folder does not hold that scorer, or a candidate has no score.
+        DataError: the folder does not hold that scorer, a candidate has no score, or one that is no number.
     """
 
     def __init__(self, folder: Path, name: str, wanted: Iterable[str]) -> None:
@@ -38,9 +39,15 @@ class KeptScores:
         if missing is not None:
             what = f"scorer {held!r} says nothing of candidate {missing}"
             raise DataError(str(folder / SCORES), what, "were these candidates imported into this folder?")
+        broken = next((key for key, steps in self.steps.items() if not all(map(math.isfinite, steps))), None)
+        if broken is not None:
+            what = f"scorer {held!r}: a score of candidate {broken} is no finite number"
+            raise DataError(str(folder / SCORES), what, "leave out what was not scored")
         self.digest = file_sha256(folder / SCORES)[:DIGEST_CHARS]
         values = [value for steps in self.steps.values() for value in steps]
-        self.aggregations: tuple[str, ...] = tuple(how for how in AGGREGATIONS if how != "product" or min(values) >= 0)
+        self.aggregations: tuple[str, ...] = tuple(
+            how for how in AGGREGATIONS if how != "product" or min(values, default=0) >= 0
+        )
         """By which its scores may become one; a single score a solution is what it is."""
         if max(map(len, self.steps.values())) <= 1:
             self.aggregations = ("last",)

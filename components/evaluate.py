@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,21 +102,23 @@ def run(
     scores |= {name: one.steps for name, one in kept.items()}
 
     contract = contracts["prm"]
-    formulation = FORMULATIONS[contract["formulation"]]
+    formulations = {name: FORMULATIONS[one["formulation"]] for name, one in contracts.items()}
+    formulation = formulations["prm"]
     unread = {name: step_truth.num_unread(pool, errors, known) for name, known in scores.items()}
     if any(unread.values()):
         shown = ", ".join(f"{num:,} by {name}" for name, num in unread.items() if num)
         say("evaluate", f"too long to be read, never chosen, left out of the steps' metrics: {shown} (train.max_tokens)")
-    ours = selection.chosen(pool["dev"], scores["prm"], formulation.aggregations)
-    choices = dict.fromkeys(selection.SCORERS, ours)
-    for name in scorer or {}:
-        said = kept[name] if name in kept else FORMULATIONS[contracts[name]["formulation"]]
-        choices[name] = selection.chosen(pool["dev"], scores[name], said.aggregations)
+    choices = {n: selection.chosen(pool["dev"], scores[n], one.aggregations) for n, one in (formulations | kept).items()}
+    ours = choices["shuffled"] = choices["prm"]
     truths = step_truth.checkers(truth, problems)
     write_table(out / "scores.parquet", _score_rows({**scores, "truth": step_truth.exact_scores(pool, truths)}), SCORE)
-    dev_steps = step_truth.with_truth(pool["dev"], scores["prm"], truths)
-    low, high = min(formulation.weights), max(formulation.weights)
-    threshold = metrics.best_threshold(*dev_steps, low=low, high=high) if dev_steps[0] else contract["threshold"]
+    thresholds: dict[str, float] = {}
+    for name, one in formulations.items():
+        known, right = step_truth.with_truth(pool["dev"], scores[name], truths)
+        low, high = min(one.weights), max(one.weights)
+        found = metrics.best_threshold(known, right, low=low, high=high) if known else contracts[name]["threshold"]
+        thresholds[name] = found
+    threshold = thresholds["shuffled"] = thresholds["prm"]
     say("evaluate", f"chosen on dev: aggregation {ours.best} (votes: {ours.vote}), threshold {threshold:.2f}")
 
     by_picture = task.unit == "picture"
@@ -163,17 +165,21 @@ def run(
         "vote_aggregations_by_scorer": {name: choices[name].vote for name in scores},
         "scorer_digests": {n: kept[n].digest if n in kept else contracts[n]["digest"] for n in scorer or {}},
         "threshold": threshold,
+        "thresholds_by_scorer": thresholds,
         "confidence": params.evaluate.confidence,
         "pools": read_json(candidates / SUMMARY)["pools"],
+        "clusters": {
+            s: _numbered(pool[s], names) for s, names in clusters.items() if names and len(set(names)) < len(names)
+        },
         "splits": splits,
         "controls": {"split": shown, **controlled},
         "steps": {
-            "candidates": step_truth.candidate_steps(pool, tests, {n: scores[n] for n in models}, truths, threshold),
-            "step_errors": step_truth.error_steps(errors, scores, threshold),
+            "candidates": step_truth.candidate_steps(pool, tests, {n: scores[n] for n in models}, truths, thresholds),
+            "step_errors": step_truth.error_steps(errors, scores, thresholds),
         },
         "unread": unread,
         "calibration": (
-            metrics.calibration(*step_truth.with_outcome(pool[tests[0] if tests else "dev"], scores["prm"]))
+            metrics.calibration(*step_truth.with_outcome(pool[shown], scores["prm"]))
             if formulation.is_probability
             else {"ece": None, "bins": []}
         ),
@@ -194,6 +200,12 @@ def run(
         "scoring_seconds": round(sum(spent.values()), 3),
         "scoring_seconds_by": {unit: round(seconds, 3) for unit, seconds in spent.items()},
     }
+
+
+def _numbered(keys: Iterable[str], names: Sequence[str]) -> dict[str, str]:
+    """Problem -> the number of its cluster, for whoever compares this run with another."""
+    number = {name: str(i) for i, name in enumerate(dict.fromkeys(names))}
+    return {key: number[name] for key, name in zip(keys, names, strict=True)}
 
 
 def _checkpoints(scorers: Mapping[str, Path]) -> dict[str, Path]:

@@ -181,7 +181,7 @@ class Oracle:
 
     seed: int
     sampler: Any
-    """Has `task` and `rows(asks, sampling)`, as sampling.Sampler."""
+    """Has `task`, `engine` and `rows(asks, sampling)`, as sampling.Sampler."""
     sampling: Sampling
     read: Reader
 
@@ -191,7 +191,7 @@ class Oracle:
         self._judged: dict[tuple[str, Units], Judged] = {}
 
     def draw(self, wanted: Sequence[tuple[Mapping[str, Any], Draw]]) -> None:
-        """Make the continuations known that are asked for; those of one prefix are one request."""
+        """Make the continuations known that are asked for."""
         from components.sampling import Ask
 
         for greedy in (False, True):
@@ -203,7 +203,11 @@ class Oracle:
                 if draw.greedy == greedy and new:
                     missing[key, draw.units] |= new
                     problems[key] = problem
-            order = [(key, units, sorted(indices)) for (key, units), indices in missing.items()]
+            order = [
+                (key, units, part)
+                for (key, units), indices in missing.items()
+                for part in self._requests(units, sorted(indices))
+            ]
             if not order:
                 continue
             asks = [
@@ -214,6 +218,16 @@ class Oracle:
             for (key, units, indices), rows in zip(order, self.sampler.rows(asks, sampling), strict=True):
                 for i, row in zip(indices, rows, strict=True):
                     self._drawn[key, units, greedy, i] = continuation(row, self._task)
+
+    def _requests(self, units: Units, indices: list[int]) -> list[list[int]]:
+        """Those of one prefix are one request, unless the server counts the seeds of a request as one: then whole texts are
+        asked for as `sample` does, and next steps one by one, so that no text depends on who else asks."""
+        from components.sampling import BLOCK
+
+        if self.sampler.engine.seeding == "row":
+            return [indices]
+        size = 1 if units else BLOCK
+        return [list(part) for _, part in itertools.groupby(indices, key=lambda i: i // size)]
 
     def _seed(self, key: str, units: Units, index: int, greedy: bool) -> int:
         """Whole solutions are those that `sample` draws: what is in the journal is not paid twice."""

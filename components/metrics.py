@@ -100,14 +100,21 @@ class Bootstrap:
         tail = NormalDist().cdf(-self.num_errors)
         self.tails = [tail, 1 - tail]
 
-    def mean(self, values_P: np.ndarray) -> Interval:
-        """The mean over problems with its interval, which stays within [0, 1] or [-1, 1] if all values do."""
+    def mean(self, values_P: np.ndarray, *, is_difference: bool = False) -> Interval:
+        """The mean over problems with its interval, which stays within [0, 1] or [-1, 1] if all values do.
+
+        Of a single cluster it is all of that: nothing is known of the spread.
+
+        Args:
+            is_difference: the values might have been below 0 though none of these is.
+        """
         resampled_R, mean = self.weights_RP @ values_P, float(values_P.mean())
         half = self.num_errors * float(resampled_R.std())
         low, high = np.quantile(resampled_R, self.tails)
         low, high = min(low, mean - half), max(high, mean + half)
         if np.abs(values_P).max() <= 1:
-            low, high = max(low, -1.0 if values_P.min() < 0 else 0.0), min(high, 1.0 if values_P.max() > 0 else 0.0)
+            least = -1.0 if is_difference or values_P.min() < 0 else 0.0
+            low, high = (max(low, least), min(high, 1.0)) if self.num_clusters > 1 else (least, 1.0)
         return _rounded_interval(mean, low, high)
 
     def ratio(self, over_P: np.ndarray, under_P: np.ndarray) -> Interval | None:
@@ -193,7 +200,9 @@ def first_error_f1(
 
 
 def calibration(scores: Sequence[float], is_right: Sequence[bool], num_bins: int = 10) -> dict[str, Any]:
-    """Expected calibration error and its equal-width bins."""
+    """Expected calibration error and its equal-width bins; None and no bins without a score."""
+    if not len(scores):
+        return {"ece": None, "bins": []}
     values, truth = np.asarray(scores, dtype=float), np.asarray(is_right, dtype=float)
     index = np.minimum((values * num_bins).astype(int), num_bins - 1)
     bins, error = [], 0.0
@@ -232,6 +241,7 @@ def step_metrics(
                 reading_truth.append(row_truth[i])
     predicted, actual = np.asarray(flat) > threshold, np.asarray(truth, dtype=bool)
     prior = float(actual.mean())
+    coin = round((prior / (prior + 0.5) + (1 - prior) / (1.5 - prior)) / 2, 6)  # says right every second time, of any step
     return {
         "num_steps": len(flat),
         "wrong_frac": round(1 - prior, 6),
@@ -239,7 +249,7 @@ def step_metrics(
         "auroc_reading": _rounded(auroc(reading_scores, reading_truth)) if reading_scores else None,
         **f1_scores(predicted, actual),
         "first_error_f1": _rounded(first_error_f1(scores, right_so_far, threshold)),
-        "trivial": {"all_right_macro_f1": f1_scores(np.ones_like(actual), actual)["macro_f1"], "random_macro_f1": 0.5},
+        "trivial": {"all_right_macro_f1": f1_scores(np.ones_like(actual), actual)["macro_f1"], "random_macro_f1": coin},
     }
 
 

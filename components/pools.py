@@ -30,6 +30,7 @@ from components.verifier import Asked, Verifier
 
 Row = Mapping[str, Any]
 MAX_STEPS = 64  # as in sample
+_MAX_COUNT = 2**31 - 1  # what its column holds
 VERDICTS = ("ours", "official")
 OFFICIAL = pa.schema(
     [
@@ -89,7 +90,7 @@ def _mm_prm(row: Row) -> Pooled:
             raise BadRowError(f"{len(numbers)} prm_scores for the {len(steps)} steps of solution {number}")
         filled = [i for i, step in enumerate(steps) if step.strip()]
         kept = tuple(numbers[i] for i in filled) if numbers else ()
-        responses.append(Response(steps=tuple(steps[i].strip() for i in filled), is_right=_said(label), scores=kept))
+        responses.append(Response(steps=tuple(_text(steps[i]).strip() for i in filled), is_right=_said(label), scores=kept))
     return Pooled(_names(row), _question(row), tuple(responses))
 
 
@@ -104,7 +105,7 @@ def _qwen(row: Row) -> Pooled:
         tuple(
             Response(
                 text=_text(text),
-                answer=None if pred in (None, "") else str(pred),
+                answer=None if pred in (None, "") else _text(str(pred)),
                 is_right=_said(verdict),
                 scores=_numbers(score, "pred_score"),
             )
@@ -146,8 +147,8 @@ def _jsonl(row: Row) -> Pooled:
                 steps=steps,
                 is_right=_said(correct),
                 scores=scores,
-                logprob=_numbers(logprob, "logprob")[0] if logprob is not None else None,
-                num_tokens=int(_numbers(num_tokens, "num_tokens")[0]) if num_tokens is not None else None,
+                logprob=_one_number(logprob, "logprob"),
+                num_tokens=_count(num_tokens, "num_tokens"),
                 is_cut=reason == "length",
                 is_greedy=row.get("decoding") == "greedy",
             )
@@ -190,14 +191,35 @@ def _beside(row: Row, name: str, texts: Sequence[Any]) -> list[Any]:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise BadRowError(f"a response is {value!r:.60}, no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRowError(f"a response has half a character (a lone surrogate): {value!a:.60}") from None
     return value
 
 
 def _numbers(value: Any, name: str) -> tuple[float, ...]:
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
+    try:
+        if all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
+            return tuple(map(float, values))
+    except OverflowError:  # an integer beyond all floats
+        pass
+    raise BadRowError(f"{name} holds {value!r:.60}, no finite number")
+
+
+def _one_number(value: Any, name: str) -> float | None:
+    numbers = _numbers(value, name)
+    if isinstance(value, list):
         raise BadRowError(f"{name} holds {value!r:.60}, no finite number")
-    return tuple(map(float, values))
+    return numbers[0] if numbers else None
+
+
+def _count(value: Any, name: str) -> int | None:
+    number = _one_number(value, name)
+    if number is not None and (number != int(number) or not 0 <= number <= _MAX_COUNT):
+        raise BadRowError(f"{name} holds {value!r:.60}, no number of tokens")
+    return None if number is None else int(number)
 
 
 def _said(value: Any) -> bool | None:
@@ -299,11 +321,12 @@ def run(
             for problem in some:
                 responses = held.pop((name, problem["problem_id"]))
                 rows = _rows(name, problem, responses, task, verifier, form=form, verdicts=verdicts)
+                has_scores = any(response.scores for response in responses)
                 pools.write(rows)
                 for row, response in zip(rows, responses, strict=True):
                     key = row["candidate_id"]
                     told.append({"candidate_id": key, "answer": response.answer, "is_right": response.is_right})
-                    if response.scores:
+                    if response.scores or (has_scores and not row["steps"]):  # nothing to read is never best
                         scores.append({"candidate_id": key, "scorer": scorer, "step_scores": list(response.scores)})
                     count[row["verdict"]] += 1
                     if response.is_right is not None:

@@ -3,7 +3,8 @@
 Knows nothing of duplicates, difficulty or what the problems are for: that is the curator's business.
 
     JSON (a list), JSON lines, Parquet, Arrow: id, question, answer or correct_answer, and a picture or none in
-    images | image | image_path: bytes, {bytes, path}, a path below the file's own folder, or a list of these.
+    images | image | image_path: bytes, {bytes, path}, a path below the file's own folder, or a list of these; options, where
+    there are some: a list of the texts of A, B, .., by which an answer may name its choice too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.choices import ALL_LETTERS
 from components.errors import DataError, one_line
 from components.grading import answer_type
 from components.progress import say
@@ -167,7 +169,7 @@ def _arrow_rows(path: Path) -> Iterator[dict[str, Any]]:
             str(path), f"not a readable {path.suffix[1:]} file: {error}", "was its download cut short?"
         ) from error
     _check_columns(path, names, [{}])
-    wanted = [name for name in ("id", "source", "question", *_ANSWERS, *_PICTURES) if name in names]
+    wanted = [name for name in ("id", "source", "question", "options", *_ANSWERS, *_PICTURES) if name in names]
     if batches is None:
         batches = file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=wanted)
     try:
@@ -235,7 +237,8 @@ def _problem(row: Any, path: Path, max_image_pixels: int) -> dict[str, Any] | Qu
             return content
         images.append({"bytes": content, "path": None})
         digests.append(bytes_digest(content))
-    kind, why = answer_type(answer)
+    options = _options(row)
+    kind, why = answer_type(answer, options)
     problem = {
         "problem_id": problem_id(question, answer, digests),
         "source_id": source_id,
@@ -244,6 +247,7 @@ def _problem(row: Any, path: Path, max_image_pixels: int) -> dict[str, Any] | Qu
         "images": images,
         "answer": answer,
         "answer_type": kind,
+        "options": list(options) or None,
     }
     if kind is None:
         return Quarantined(source_id, "uncheckable_answer", f"{why}: {one_line(answer, 120)}", problem)
@@ -264,6 +268,15 @@ def normal_text(value: Any) -> str | None:
     text = re.sub(r"[\x07\x08\x0b\x0c](?=[a-z])", lambda eaten: _EATEN[eaten.group()], text)
     text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "", text)
     return "\n".join(line.rstrip() for line in text.split("\n")).strip()
+
+
+def _options(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The texts of options A, B, ..; none where they are letters themselves, because the choices are in the picture."""
+    value = row.get("options")
+    told = [normal_text(option) for option in value] if isinstance(value, list | tuple) else []
+    letters = list(ALL_LETTERS[: len(told)])
+    options = tuple(option for option in told if option)
+    return options if len(options) == len(told) > 1 and list(options) != letters else ()
 
 
 def _pictures(row: Mapping[str, Any]) -> list[Any]:

@@ -74,12 +74,19 @@ def read_run(name: str, *, home: Path) -> Run:
         SettingsError: it is none of these.
         DataError: a file is there and cannot be read.
     """
-    if Path(name).is_dir():
+    if _is_folder(name):
         return _of_folder(name, Path(name))
     if not (named := _VERSION.fullmatch(name)) or not named[1].startswith("prm."):
         what = f"{name!r} is neither a folder nor a registered version"
         raise SettingsError("command line", what, "for example artifacts, prm.staging@champion or prm.dev/3")
     return _of_version(name.removeprefix("models:/"), home)
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).is_dir()
+    except OSError:  # a name too long for any file
+        return False
 
 
 # A folder

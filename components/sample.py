@@ -12,12 +12,11 @@ from typing import Any
 from components.candidates import FILE, PoolWriter
 from components.lineage import SUMMARY
 from components.records import CANDIDATE, digest, read_arrow, seed_for, write_json
-from components.sampling import Ask, Sampler
+from components.sampling import BLOCK, Ask, Sampler
 from components.settings import Params, Runtime, Sampling
 
 MAX_STEPS = 64  # candidates keep their own steps; only a runaway text is grouped
 ROWS_AT_ONCE = 65_536  # completions that are held in memory
-BLOCK = 8  # seeds of one request, where a server counts the seeds of a request as one: a pool then grows by blocks
 
 
 def run(params: Params, runtime: Runtime, *, split: dict[str, Path], policy: Path, out: Path) -> dict[str, Any]:

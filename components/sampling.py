@@ -21,6 +21,7 @@ from components.tasks import Task, load_task
 from components.verifier import Asked, Verifier
 
 Row = dict[str, Any]
+BLOCK = 8  # whole texts of one request, where a server counts the seeds of a request as one: a pool then grows by blocks
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Owns how candidates are read and what a selector is; knows no model. The arithme
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +87,17 @@ def pools(rows: Sequence[Row], problems: Mapping[str, Mapping[str, Row]]) -> dic
 
 
 def shuffled(problems: Mapping[str, Row], seed: int) -> dict[str, Row]:
-    """The same problems, each with the pictures of another one from the same source."""
+    """The same problems, each with the pictures of another one from the same source; one without any has none.
+
+    Of all sources, where one of them is too small or half of it shares a picture.
+    """
     by_source: dict[str, list[str]] = defaultdict(list)
     for key, row in problems.items():
-        by_source[row["source"]].append(key)
-    if min(len(keys) for keys in by_source.values()) < 2:
-        by_source = {"all": list(problems)}
+        if row_images(row):
+            by_source[row["source"]].append(key)
+    most = {source: max(Counter(row_images(problems[key]) for key in keys).values()) for source, keys in by_source.items()}
+    if any(2 * most[source] > len(keys) for source, keys in by_source.items()):
+        by_source = {"all": [key for keys in by_source.values() for key in keys]}
     rng = np.random.default_rng(seed)
     out = {}
     for keys in by_source.values():
@@ -103,7 +108,7 @@ def shuffled(problems: Mapping[str, Row], seed: int) -> dict[str, Row]:
         shift = max(map(len, of_picture.values()))  # past all who share a picture
         for key, other in zip(order, [*order[shift:], *order[:shift]], strict=True):
             out[key] = {**problems[key], "images": problems[other]["images"]}
-    return {key: out[key] for key in problems}
+    return {key: out.get(key, row) for key, row in problems.items()}
 
 
 def clusters(path: Path, pool: Pool, problems: Mapping[str, Row], *, by_picture: bool) -> list[str] | None:
@@ -287,7 +292,7 @@ def table_rows(
             clusters=None if clusters is None else [clusters[i] for i in members],
         )
         shown = {name: round(float(values[name][members].mean()), 6) for name in _SHOWN if name in values}
-        gain = bootstrap.mean((values["prm"] - values["random"])[members])
+        gain = bootstrap.mean((values["prm"] - values["random"])[members], is_difference=True)
         out.append({"group": group, "num_problems": len(members), **shown, "gain": gain})
     return out
 
@@ -320,7 +325,8 @@ def split_metrics(
     pairs = [*PAIRS, *(pair for name in others for pair in (("prm", name), ("prm_vote", f"{name}_vote"), (name, "random")))]
     pairs = [(a, b) for a, b in pairs if a in values and b in values]
     flips: dict[str, Any] = {"clusters": clusters, "num_flips": num_resamples, "seed": seed}
-    p = [significance.paired_p(values[a], values[b], **flips) for a, b in pairs]
+    tests = [significance.against_random if b == "random" else significance.paired_p for _, b in pairs]
+    p = [test(values[a], values[b], **flips) for test, (a, b) in zip(tests, pairs, strict=True)]
     gap = values["oracle"] - values["random"]
     best = {how: best_of_n(pool, scores["prm"], how) for how in aggregations}
     said = {
@@ -329,7 +335,13 @@ def split_metrics(
         "selectors": {name: bootstrap.mean(array) for name, array in values.items()},
         "aggregations": {how: bootstrap.mean(array) for how, array in best.items()},
         "differences": [
-            {"a": a, "b": b, **bootstrap.mean(values[a] - values[b]), "p": round(one, 6), "p_holm": round(all_of, 6)}
+            {
+                "a": a,
+                "b": b,
+                **bootstrap.mean(values[a] - values[b], is_difference=True),
+                "p": round(one, 6),
+                "p_holm": round(all_of, 6),
+            }
             for (a, b), one, all_of in zip(pairs, p, significance.holm(p), strict=True)
         ],
         "gap_closed": {

@@ -28,9 +28,37 @@ def paired_p(a_P: np.ndarray, b_P: np.ndarray, *, clusters: Sequence[str] | None
     """
     difference_P = a_P - b_P
     is_binary = bool(np.isin(a_P, (0.0, 1.0)).all() and np.isin(b_P, (0.0, 1.0)).all())
-    if is_binary and (clusters is None or len(set(clusters)) == len(difference_P)):
+    if is_binary and _is_apart(clusters, len(difference_P)):
         return mcnemar(int((difference_P > 0).sum()), int((difference_P < 0).sum()))
     return sign_flip(difference_P, clusters=clusters, num_flips=num_flips, seed=seed)
+
+
+def against_random(
+    values_P: np.ndarray, share_P: np.ndarray, *, clusters: Sequence[str] | None = None, num_flips: int, seed: int
+) -> float:
+    """The chance, two-sided, of a sum as far from the expected one where each pick is any of the problem's candidates.
+
+    Exact: how many picks are right is then a sum of uneven coins. A sign flip would not do: where one candidate in eight is
+    right, a random pick mostly loses an eighth and rarely wins seven, which is not as likely with the other sign.
+    Problems of one cluster need not be picked from independently: theirs are flipped together all the same.
+
+    Args:
+        values_P: `[P]` values in [0, 1].
+        share_P: `[P]` the share of right candidates.
+        clusters: `[P]` names; see `paired_p`.
+    """
+    if not _is_apart(clusters, len(values_P)):
+        return sign_flip(values_P - share_P, clusters=clusters, num_flips=num_flips, seed=seed)
+    chance_K = np.ones(1)
+    for share in share_P.tolist():
+        chance_K = np.convolve(chance_K, (1 - share, share))
+    observed = abs(float(values_P.sum() - share_P.sum()))
+    is_as_far_K = np.abs(np.arange(len(chance_K)) - share_P.sum()) >= observed - 1e-9 * len(share_P)
+    return min(1.0, float(chance_K[is_as_far_K].sum()))
+
+
+def _is_apart(clusters: Sequence[str] | None, num_problems: int) -> bool:
+    return clusters is None or len(set(clusters)) == num_problems
 
 
 def mcnemar(num_wins: int, num_losses: int) -> float:

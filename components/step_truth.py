@@ -120,21 +120,23 @@ def candidate_steps(
     names: Sequence[str],
     scores: Mapping[str, Scores],
     truths: Truths,
-    threshold: float,
+    thresholds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Step metrics of every scorer over the sampled candidates of these splits; empty where no truth is known."""
     if not truths:
         return {}
     merged: Pool = {key: kinds for name in names for key, kinds in pool[name].items()}
-    return {scorer: metrics.step_metrics(*checked(merged, known, truths), threshold) for scorer, known in scores.items()}
+    return {
+        scorer: metrics.step_metrics(*checked(merged, known, truths), thresholds[scorer]) for scorer, known in scores.items()
+    }
 
 
-def error_steps(errors: Sequence[Row], scores: Mapping[str, Scores], threshold: float) -> dict[str, Any]:
+def error_steps(errors: Sequence[Row], scores: Mapping[str, Scores], thresholds: Mapping[str, float]) -> dict[str, Any]:
     """Step metrics of every scorer over the step-error set."""
     out = {}
     for scorer, known in scores.items():
         rows = [row for row in errors if known.get(row["id"])]
         if rows:
             right, kinds = [r["right_so_far"] for r in rows], [r["step_kinds"] for r in rows]
-            out[scorer] = metrics.step_metrics([known[r["id"]] for r in rows], right, kinds, threshold)
+            out[scorer] = metrics.step_metrics([known[r["id"]] for r in rows], right, kinds, thresholds[scorer])
     return out

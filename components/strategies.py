@@ -227,10 +227,11 @@ def beam(num: int, how: str, *, width: int, max_tokens: int, num_ahead: int = 0,
         num_ahead: lookahead search: so many further steps are rolled out at temperature 0, and the prefix is worth what
             the reward model says of both together. 0: of the prefix alone.
         rounds: steps of a solution at most.
-    Source: Snell et al. (arXiv 2408.03314), section 5.1: beam search with N beams and beam width M, lookahead with k steps.
-    Differs: one of the M next steps is the one that the prefix's own continuation goes on with, which the choice between
-        prefixes has not seen: a fair draw that needs no new one. Only what is kept is counted: a server that stops at
-        the end of a step generates no more.
+    Source: Snell et al. (arXiv 2408.03314), section 5.2: beam search with N beams and beam width M, lookahead with k steps.
+    Differs: they go on until N answers are whole and weigh these against each other; here the best of the W that are kept
+        is the answer. Their M is our N / W. One of the M next steps is the one that the prefix's own continuation goes on
+        with, which the choice between prefixes has not seen: a fair draw that needs no new one. Only what is kept is
+        counted: a server that stops at the end of a step generates no more.
     """
     width = min(width, num)
     num_next = num // width

@@ -22,7 +22,7 @@ import yaml
 from prefect import flow
 
 from components.ablations.declared import DEFAULT, Sweep, overridden
-from components.ablations.estimates import Value, means, sweep_rows
+from components.ablations.estimates import Measured, Value, check_problems, means, sweep_rows
 from components.ablations.page import markdown_lines, text_lines, write_sweep
 from components.ablations.readings import read_run
 from components.errors import SettingsError, StepForgeError
@@ -61,7 +61,7 @@ class Run:
     @property
     def to_execute(self) -> list[Step]:
         """The steps whose output no earlier run has made."""
-        return [step for step in self.steps if step.seconds is not None]
+        return [] if self.is_there else [step for step in self.steps if step.seconds is not None]
 
     @property
     def seconds(self) -> float:
@@ -178,7 +178,7 @@ def ablate(repo: Path, sweeps: Mapping[str, Sweep], seeds: Sequence[int], out: P
                         continue
                     left = sum(other.seconds for other in runs[number:])
                     say("ablate", f"{number + 1}/{len(runs)} runs  {name}: {run}  {_about(left)} left")
-                    measured |= _measured(repo, home, sweep, run, failed, tracking, parent, actor)
+                    measured |= _measured(repo, home, sweep, run, measured, failed, tracking, parent, actor)
                 content = _content(name, sweep, own, measured, seeds, settings.num_resamples, settings.confidence)
                 page = write_sweep(out, content)
                 with tempfile.TemporaryDirectory() as folder:
@@ -194,6 +194,7 @@ def _measured(
     home: Path,
     sweep: Sweep,
     run: Run,
+    before: Measured,
     failed: dict[str, StepForgeError],
     tracking: Tracking,
     parent: str,
@@ -209,6 +210,7 @@ def _measured(
         else:
             seconds = _executed(repo, home, run, failed, tracking, child, actor)
         found = read_run(sweep, {step.name: run.folder / step.stage.outs[0] for step in run.steps})
+        check_problems(before, found)
     except StepForgeError as error:
         run.error = error
         say("ablate", f"{run.sweep}: {run} failed: {error}; hint: {error.hint}")

@@ -1,4 +1,4 @@
-"""The one module that knows DVC: the order of the stages, running one, and putting data/ in place.
+"""DVC in the user's workspace: the order of the stages, running one, and putting data/ in place.
 
 Owns what DVC's words and exit codes mean; does not know Prefect, MLflow or what a stage computes.
 """
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
+from components.cli import PARENT
 from components.errors import DataError, EngineError, RefusedError, SettingsError, StepForgeError, TryAgainError
 from components.lineage import exclusive
 from flows import ENVIRONMENT
@@ -72,7 +73,7 @@ def read_pipeline(repo: Path) -> list[Stage]:
     """
     from networkx import lexicographical_topological_sort  # type: ignore[import-untyped]
 
-    with _opened(repo) as dvc:
+    with opened_repo(repo) as dvc:
         listed = [stage for stage in dvc.index.stages if stage.path_in_repo == "dvc.yaml"]
         place = {stage.name: number for number, stage in enumerate(listed)}
         graph = dvc.index.graph.subgraph(listed).reverse()  # DVC's edges point from a stage to what it needs
@@ -98,7 +99,8 @@ def read_lock(repo: Path, name: str) -> Locked:
 
 
 @contextmanager
-def _opened(repo: Path) -> Iterator[Any]:
+def opened_repo(repo: Path) -> Iterator[Any]:
+    """DVC's view of a folder; what it refuses becomes an error of ours."""
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.lock import LockError
     from dvc.repo import Repo
@@ -183,7 +185,7 @@ def _streamed(command: Sequence[str], repo: Path, *, log: Log, is_shown: bool = 
     The child stays in our process group and session: whoever stops the group stops it too.
     """
     own = str(Path(sys.executable).parent)
-    environment = {**ENVIRONMENT, **os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**ENVIRONMENT, **os.environ, "PYTHONUNBUFFERED": "1", PARENT: str(os.getpid())}
     environment["PATH"] = os.pathsep.join([own, environment.get("PATH", "")])  # `python` in a stage is this one
     lines: list[str] = []
     with subprocess.Popen(
@@ -284,13 +286,13 @@ def _hash_of(repo: Path, folder: Path) -> str | None:
     from dvc_data.hashfile.build import build
     from dvc_objects.fs.local import localfs
 
-    with _opened(repo) as dvc:
+    with opened_repo(repo) as dvc:
         _, _, tree = build(dvc.cache.local, str(folder), localfs, "md5", dry_run=True)
         return str(tree.hash_info.value)
 
 
 def _is_cached(repo: Path, value: str) -> bool:
-    with _opened(repo) as dvc:
+    with opened_repo(repo) as dvc:
         return bool(dvc.cache.local.exists(value))
 
 
@@ -328,7 +330,7 @@ def _make(repo: Path, home: Path, data: Path, pin: str, *, log: Log) -> None:
 
 def _commit(repo: Path, pin: str) -> None:
     """Put data/ into DVC's cache; data.dvc is read, never written."""
-    with _opened(repo) as dvc, dvc.lock:
+    with opened_repo(repo) as dvc, dvc.lock:
         stage = dvc.stage.load_one(path=str(repo / "data.dvc"))
         assert stage.outs[0].hash_info.value == pin
         stage.outs[0].commit()

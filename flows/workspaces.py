@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from components.records import digest, read_json, replacing, tree_sha256
-from flows.stages import Stage, _opened
+from flows.stages import Stage, opened_repo
 
 RESTORE_SECONDS = 1.5  # what DVC takes to find a stage in its run cache and check it out
 _CONFIG = """[core]
@@ -56,7 +56,7 @@ def seeded_stages(pipeline: Sequence[Stage], first: str) -> set[str]:
 def make_workspace(repo: Path, folder: Path, pipeline: Sequence[Stage]) -> None:
     """A folder in which DVC runs `repo`'s pipeline: its dvc.yaml, links to what no stage writes, its cache. Idempotent.
 
-    Outputs are links into the cache where the file system has them: many workspaces take the room of one.
+    Restored outputs are links into the cache where the file system has them: what runs share takes room once.
     """
     (folder / ".dvc").mkdir(parents=True, exist_ok=True)
     _put(folder / ".dvc" / "config", _CONFIG.format(cache=cache_folder(repo).parents[1]))
@@ -64,9 +64,10 @@ def make_workspace(repo: Path, folder: Path, pipeline: Sequence[Stage]) -> None:
     written = {out for stage in pipeline for out in stage.outs}
     tops = {Path(dep).parts[0] for stage in pipeline for dep in stage.deps if not _is_below(dep, written)}
     for name in sorted(tops):
-        link = folder / name
-        if not link.is_symlink():
-            link.symlink_to((repo / name).absolute())
+        link, target = folder / name, (repo / name).absolute()
+        if not link.is_symlink() or link.readlink() != target:  # the project was moved: its old place may hold another
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
 
 
 def use_params(folder: Path, params: Mapping[str, Any]) -> None:
@@ -154,7 +155,7 @@ def is_complete(folder: Path, steps: Sequence[Step]) -> bool:
 
 def cache_folder(repo: Path) -> Path:
     """Where DVC keeps the bytes of this repository, by MD5."""
-    with _opened(repo) as dvc:
+    with opened_repo(repo) as dvc:
         return Path(dvc.cache.local.path).absolute()
 
 

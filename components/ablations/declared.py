@@ -113,8 +113,17 @@ def load_sweeps(path: Path, params: Path) -> dict[str, Sweep]:
             sweep = sweeps[str(name)] = Sweep.model_validate(declared)
         except ValidationError as error:
             raise _readable(f"{path}: {name}", error) from error
+        known: dict[str, dict[str, Any]] = {}
         for variant, overrides in sweep.runs.items():
-            check(overridden(base, overrides, place=f"{path}: {name}/{variant}"), place=f"{path}: {name}/{variant}")
+            place = f"{path}: {name}/{variant}"
+            settings = overridden(base, overrides, place=place)
+            check(settings, place=place)
+            alike = next((other for other, one in known.items() if one == settings), None)
+            if alike is not None:
+                raise SettingsError(
+                    place, f"has the settings of {alike!r}", "their difference would be 0: drop one of the two"
+                )
+            known[variant] = settings
     return sweeps
 
 
@@ -170,13 +179,27 @@ def check(content: Mapping[str, Any], *, place: str) -> None:
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        node = yaml.compose(text := path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        _check_keys(node, str(path))
+        return yaml.safe_load(text)
     except FileNotFoundError as error:
         raise SettingsError(str(path), "no such file", "run in the project's folder, or name it with --file") from error
     except OSError as error:
         raise SettingsError(str(path), f"cannot be read: {error.strerror}", "name a file with --file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(str(path), f"not YAML: {error}", "check the indentation of that line") from error
+
+
+def _check_keys(node: yaml.Node | None, place: str) -> None:
+    """YAML's own reader keeps the last of two equal keys, and a sweep or a variant less would go unnoticed."""
+    if isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if twice is not None:
+            line = node.start_mark.line + 1
+            raise SettingsError(place, f"{twice!r} is there twice, from line {line} on", "give each a name of its own")
+        for _, value in node.value:
+            _check_keys(value, place)
 
 
 def _readable(place: str, error: ValidationError) -> SettingsError:

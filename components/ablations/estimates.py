@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -106,6 +106,19 @@ def sweep_rows(
     return rows
 
 
+def check_problems(measured: Measured, found: Mapping[str, Mapping[str, Value]]) -> None:
+    """That a run measured the problems that those before it did.
+
+    Raises:
+        DataError: it measured others.
+    """
+    for values in found.values():
+        for name, value in values.items():
+            before = [of_run[name] for of_run in measured.values() if name in of_run]
+            if _has_problems(value) and any(_has_problems(one) and set(one) != set(value) for one in before):
+                raise _other_problems()
+
+
 def means(measured: Mapping[str, Mapping[str, Value]]) -> dict[str, dict[str, float]]:
     """Each value as one number; what is None is left out."""
     return {
@@ -128,7 +141,7 @@ def _estimate(of_seed: Mapping[int, Value], how: Mapping[str, Any]) -> dict[str,
         return None
     means = {str(seed): round(_mean(value), 6) for seed, value in of_seed.items()}
     numbers = [_mean(value) for value in of_seed.values()]
-    problems = [value for value in of_seed.values() if isinstance(value, Mapping) and not _is_interval(value)]
+    problems = [value for value in of_seed.values() if _has_problems(value)]
     ranges = [value for value in of_seed.values() if isinstance(value, Mapping) and _is_interval(value)]
     across: Interval | None = None
     if len(problems) == len(of_seed):
@@ -145,6 +158,10 @@ def _estimate(of_seed: Mapping[int, Value], how: Mapping[str, Any]) -> dict[str,
     }
 
 
+def _has_problems(value: Value) -> TypeGuard[Mapping[str, float]]:
+    return isinstance(value, Mapping) and not _is_interval(value)
+
+
 def _is_interval(value: Mapping[str, float]) -> bool:
     return set(value) == {"mean", "low", "high"}
 
@@ -158,7 +175,7 @@ def _mean(value: Value) -> float:
 
 def _less(a: Value, b: Value) -> Value:
     """a - b, problem by problem where both know theirs."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping) and not _is_interval(a):
+    if _has_problems(a) and _has_problems(b):
         if set(a) != set(b):
             raise _other_problems()
         return {key: a[key] - b[key] for key in a}

@@ -24,7 +24,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e6e9eb; --soft: #a0abb4; --line: #333b42;
   --prm: #7fb0ff;  --base: #a0abb4; --control: #ffa765; --other: #d9a3ea; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; background: var(--paper);
-  color: var(--ink); }
+  color: var(--ink); overflow-wrap: anywhere; }
 h1 { font-size: 1.3rem; } .note { color: var(--soft); font-size: .88rem; margin: .3rem 0; }
 caption { text-align: left; font-size: 1rem; font-weight: 600; padding: 1.6rem 0 .2rem; }
 .scroll { overflow-x: auto; }
@@ -103,7 +103,7 @@ def page(content: Mapping[str, Any]) -> str:
         tag("p", f"Sweep {content['name']}. {content['source']}. {_about(content)}"),
         tag("p", drawn, class_="note"),
         *(tag("p", line, class_="note") for line in _settings(content)),
-        _curves(content) if content["reads"] == "curves" else None,
+        _curves(content) if content["reads"] == "curves" and content["rows"] else None,
         *(_chart(content, one) for one in content["shown"]),
         *(tag("p", f"Missing: {line}") for line in _missing(content)),
     )

@@ -73,7 +73,8 @@ def _value(one: Shown, outs: Mapping[str, Path]) -> Value:
     return {key: values[a][key] - values[b][key] for key in values[a].keys() & values[b].keys()}
 
 
-def _number(dotted: str, outs: Mapping[str, Path]) -> float:
+def _number(dotted: str, outs: Mapping[str, Path]) -> float | None:
+    """None where the run says that there is no such number, an AUROC of steps of one kind for example."""
     stage, *way = dotted.split(".")
     if stage not in outs:
         raise _absent(dotted, stage, list(outs))
@@ -82,6 +83,8 @@ def _number(dotted: str, outs: Mapping[str, Path]) -> float:
         if not isinstance(inside, Mapping) or part not in inside:
             raise _absent(dotted, part, list(inside) if isinstance(inside, Mapping) else [])
         inside = inside[part]
+    if inside is None:
+        return None
     if isinstance(inside, bool) or not isinstance(inside, (int, float)):
         raise SettingsError(f"shown value {dotted!r}", f"is no number but {inside!r}", "name a number below it")
     return float(inside)

@@ -7,6 +7,7 @@ Shapes: P solutions, R rows of weights, C marks.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from components.annotate.estimates import weighted_ratio
 from components.metrics import Bootstrap, Interval
 
 MARKS = ("+", "0", "-")
@@ -104,17 +106,23 @@ def agreement(people: Mapping[str, Marks], *, seed: int = 0) -> dict[str, Any]:
     weights_RP = np.vstack([np.ones(len(shared)), draws.weights_RP * len(shared)])
     same_P = np.array([sum(not _differs(unit) for unit in steps) for steps in shared], dtype=float)
     units_P = np.array([len(steps) for steps in shared], dtype=float)
-    found["share"] = _interval(_ratio(weights_RP @ same_P, weights_RP @ units_P), draws.tails)
+    marks_PC = np.array([[sum(unit.count(mark) for unit in steps) for mark in MARKS] for steps in shared], dtype=float)
+    found["share"] = _share(same_P, units_P)
     for a, b in combinations(range(len(names)), 2):
         tables = np.zeros((len(shared), len(MARKS), len(MARKS)))
         for i, steps in enumerate(shared):
             for unit in steps:
                 if unit[a] is not None and unit[b] is not None:
                     tables[i, _INDEX[str(unit[a])], _INDEX[str(unit[b])]] += 1
-        found["kappa"][f"{names[a]}, {names[b]}"] = _interval(cohen(tables, weights_RP), draws.tails)
-    found["alpha"] = _interval(krippendorff(_coincidences(shared), weights_RP), draws.tails)
+        share = _share(np.trace(tables, axis1=1, axis2=2), tables.sum(axis=(1, 2)))
+        marks_C = tables.sum(axis=(0, 1)) + tables.sum(axis=(0, 2))
+        found["kappa"][f"{names[a]}, {names[b]}"] = _interval(cohen(tables, weights_RP), draws.tails, share, marks_C)
+    alpha_R = krippendorff(_coincidences(shared), weights_RP)
+    found["alpha"] = _interval(alpha_R, draws.tails, found["share"], marks_PC.sum(axis=0))
     if len(names) > 2:
-        found["fleiss"] = _interval(fleiss(*_fleiss_sums(shared), weights_RP), draws.tails)
+        shares_PC, agreeing_P, all_P = _fleiss_sums(shared)
+        fleiss_R = fleiss(shares_PC, agreeing_P, all_P, weights_RP)
+        found["fleiss"] = _interval(fleiss_R, draws.tails, _share(agreeing_P, all_P), shares_PC.sum(axis=0))
     return found
 
 
@@ -154,10 +162,23 @@ def _fleiss_sums(shared: Sequence[Sequence[Sequence[str | None]]]) -> tuple[np.n
     return shares, agreeing, units
 
 
-def _interval(values_R: np.ndarray, tails: Sequence[float]) -> Interval | None:
-    """The first value with the quantiles of the others; None where it is not defined."""
+def _share(same_P: np.ndarray, units_P: np.ndarray) -> Interval | None:
+    """Of the steps, the share with one mark."""
+    return weighted_ratio(same_P, units_P, ["all"] * len(units_P), {"all": sys.maxsize})
+
+
+def _interval(values_R: np.ndarray, tails: Sequence[float], share: Interval | None, marks_C: np.ndarray) -> Interval | None:
+    """The first value with the quantiles of the others; None where it is not defined.
+
+    Where people never differed, or there is one solution, resamples are all alike and say nothing of others: then the ends
+    are those of `share`, the share of steps with one mark, over what chance does with `marks_C`, how often each was given.
+    """
     drawn = values_R[1:][np.isfinite(values_R[1:])]
-    if not np.isfinite(values_R[0]) or not len(drawn):
+    if not np.isfinite(values_R[0]) or not len(drawn) or share is None:
         return None
     low, high = np.quantile(drawn, tails)
+    if np.ptp(drawn) < 1e-9:
+        is_differing = share["mean"] < 1
+        by_chance = (1 - share["mean"]) / (1 - values_R[0]) if is_differing else 1 - ((marks_C / marks_C.sum()) ** 2).sum()
+        low, high = (max(-1.0, 1 - (1 - share[end]) / by_chance) for end in ("low", "high"))
     return {"mean": round(float(values_R[0]), 6), "low": round(float(low), 6), "high": round(float(high), 6)}

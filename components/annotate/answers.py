@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ REPLY = pa.schema(
 )
 _HINT = "give the files that the page saved, or Label Studio's JSON export"
 _MAX_NAME_CHARS = 80
+_MAX_ROUND = 1000
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _file_replies(path: Path, steps: Mapping[str, int], set_name: str) -> list[R
             what = f"answers set {str(one.get('set'))!r:.60}, not {set_name}"
             raise DataError(str(path), what, "name the folder whose page was answered")
         who, round_, answers = _annotator(one.get("annotator"), path), one.get("round"), one.get("answers")
-        if isinstance(round_, bool) or not isinstance(round_, int) or round_ < 1 or not isinstance(answers, list):
+        if type(round_) is not int or not 1 <= round_ <= _MAX_ROUND or not isinstance(answers, list):  # a bool is none
             raise DataError(str(path), f"round {round_!r:.40} or its answers are unusable", _HINT)
         found += [_reply(answer, who, round_, steps, path) for answer in answers]
     return found
@@ -146,7 +148,8 @@ def _reply(answer: Any, who: str, round_: int, steps: Mapping[str, int], path: P
     if strange is not None:
         raise DataError(str(path), f"a mark of solution {key} is {strange!r:.40}", f"known: {' '.join(MARKS)} and null")
     comment = answer.get("comment")
-    return Reply(who, round_, key, tuple(marks), comment if isinstance(comment, str) else "")
+    comment = comment.encode(errors="replace").decode() if isinstance(comment, str) else ""  # half a character of a pair
+    return Reply(who, round_, key, tuple(marks), comment)
 
 
 def _joined(a: Reply, b: Reply, path_a: Path, path_b: Path) -> Reply:
@@ -208,6 +211,10 @@ def read_answers(
         raise DataError(str(folder), "no step was marked in any file", _HINT)
     adjudicator = adjudicator if adjudicator is not None else before.get("adjudicator")
     people = sorted({reply.annotator for reply in replies})
+    for a, b in combinations(people, 2):
+        if a.casefold() == b.casefold():
+            what = f"answers of {a!r} and of {b!r}: one person, who would count twice and agree with themselves"
+            raise DataError("annotate", what, "write the name alike in all files, or use names that differ in more")
     if adjudicator is not None and adjudicator not in people:
         raise DataError("annotate", f"the adjudicator {adjudicator!r} answered nothing", f"known: {', '.join(people)}")
     last_round = max(reply.round for reply in replies)
@@ -221,7 +228,9 @@ def read_answers(
         "round": last_round,
         "adjudicator": adjudicator,
         "annotators": {who: _num_marked(replies, who) for who in people},
-        "agreement": {str(n): agreement(_of_round(replies, n, adjudicator), seed=seed) for n in range(1, last_round + 1)},
+        "agreement": {
+            str(n): agreement(_of_round(replies, n, adjudicator), seed=seed) for n in sorted({one.round for one in replies})
+        },
         "num_marked": sum(bool(one.votes) for one in flat),
         "num_settled": sum(one.mark is not None for one in flat),
         "num_tied": sum(one.is_tied for one in flat),

@@ -19,6 +19,7 @@ from components.errors import DataError, SettingsError
 from components.estimation import POSITIVE
 from components.lineage import SUMMARY
 from components.prefixes import is_usable
+from components.progress import say
 from components.records import (
     IMAGE,
     LABEL,
@@ -250,6 +251,9 @@ def _judge(
 
     def put(column: str, found: Mapping[str, list[float]], limit: float) -> None:
         thresholds[column] = limit
+        if len(found) < len(solutions):
+            what = f"{len(solutions) - len(found):,} of {len(solutions):,} labelled solutions have none"
+            say("annotate", f"{column}: {what}; they cannot be seen to disagree")
         for row in solutions:
             row[column] = found.get(row["solution_id"])
 

@@ -58,7 +58,8 @@ class _Part:
 
     def __init__(self, over: np.ndarray, under: np.ndarray, size: int, total: float, value: float) -> None:
         num = len(under)
-        self.freedom = max(1, num - 1)
+        # a few long solutions say most of what there is to say: as many as would weigh alike
+        self.freedom = max(1.0, float(under.sum() ** 2 / (under**2).sum()) - 1)
         self._left_frac = 1 - num / size
         self._weight, self._share = size * float(under.mean()) / total, float(over.sum() / under.sum())
         self._effective = _effective_num(over, under, self._share)

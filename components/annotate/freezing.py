@@ -12,12 +12,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from components.annotate.answers import read_earlier, settled
-from components.annotate.drawing import Row, read_audit
+from components.annotate.answers import ANSWERS, Settled, read_earlier, settled
+from components.annotate.drawing import FILE, Row, read_audit
 from components.annotate.estimates import weighted_ratio
-from components.errors import DataError
+from components.errors import DataError, SettingsError
+from components.lineage import SUMMARY
 from components.metrics import Interval
-from components.records import IMAGE, bytes_digest, digest, row_images, with_image_column, write_json, write_table
+from components.records import (
+    IMAGE,
+    bytes_digest,
+    digest,
+    read_json,
+    row_images,
+    with_image_column,
+    write_json,
+    write_table,
+)
 
 FROZEN = with_image_column(
     pa.schema(
@@ -52,8 +62,16 @@ def freeze(folder: Path, *, out: Path) -> dict[str, Any]:
         folder: written by `annotate read`.
         out: a Parquet file.
     Raises:
+        SettingsError: `out` or the report would replace a file that it is made of, or the report one that is none.
         DataError: nothing is settled there, or `out` cannot be written.
     """
+    own_files = {(folder / name).resolve() for name in (FILE, ANSWERS, SUMMARY)}
+    beside = out.with_suffix(".json")
+    if own_files & {out.resolve(), beside.resolve()}:
+        raise SettingsError("command line", f"--out {str(out)!r} would replace its own input", "name a new file")
+    if beside.exists() and not _is_report(beside):
+        what = f"the report of --out {str(out)!r} would replace {str(beside)!r}, which is none"
+        raise SettingsError("command line", what, "name a new file: people's answers are JSON too")
     rows, summary = read_audit(folder)
     outcome = settled(rows, read_earlier(folder), adjudicator=summary.get("adjudicator"))
     frozen = []
@@ -68,7 +86,8 @@ def freeze(folder: Path, *, out: Path) -> dict[str, Any]:
             )
     if not frozen:
         raise DataError(str(folder), "people settled no step", "have them answer the next round, or name an --adjudicator")
-    complete = [row for row in rows if all(one.votes for one in outcome[row["solution_id"]])]
+    judged = {name: [row for row in rows if _is_judged(outcome[row["solution_id"]], name)] for name in READINGS}
+    complete = judged["own"]
     marks_of = {key: [one.mark for one in steps] for key, steps in outcome.items()}
     flat = [mark for row in frozen for mark in row["marks"]]
     report: dict[str, Any] = {
@@ -76,6 +95,7 @@ def freeze(folder: Path, *, out: Path) -> dict[str, Any]:
         "digest": frozen_digest(frozen),
         "num_solutions": len(frozen),
         "num_complete": len(complete),
+        "num_complete_so_far": len(judged["so_far"]),
         "num_steps": sum(mark is not None for mark in flat),
         "num_unsettled": sum(mark is None for mark in flat),
         "marks": {mark: flat.count(mark) for mark in ("+", "-", "0")},
@@ -83,15 +103,23 @@ def freeze(folder: Path, *, out: Path) -> dict[str, Any]:
         "agreement": summary["agreement"],
         "strata": _strata(rows, complete),
         "thresholds": summary["thresholds"],
-        "measures": measures(complete, marks_of, summary["thresholds"]),
+        "measures": measures(judged, marks_of, summary["thresholds"]),
     }
     schema = FROZEN.with_metadata({**(FROZEN.metadata or {}), b"stepforge_audit": report["digest"].encode()})
     try:
         write_table(out, frozen, schema)
-        write_json(out.with_suffix(".json"), report)
+        write_json(beside, report)
     except OSError as error:
         raise DataError(str(out), f"cannot be written: {error.strerror}", "check its folder and the free space") from error
     return report
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        content = read_json(path)
+    except (DataError, OSError):
+        return False
+    return isinstance(content, dict) and {"digest", "measures"} <= set(content)
 
 
 def frozen_digest(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -99,6 +127,15 @@ def frozen_digest(rows: Sequence[Mapping[str, Any]]) -> str:
     names = ("id", "question", "steps", "marks")
     of_row = {row["id"]: [*(row[name] for name in names), [bytes_digest(one) for one in row_images(row)]] for row in rows}
     return digest("audit-benchmark-1", [of_row[key] for key in sorted(of_row)])
+
+
+def _is_judged(steps: Sequence[Settled], reading: str) -> bool:
+    """Whether people marked all that a reading needs: so far, nothing behind the first "-" does.
+
+    Who stops at the first error would else leave the solutions without one to speak for all.
+    """
+    end = next((i for i, one in enumerate(steps) if one.mark == "-"), len(steps)) if reading == "so_far" else len(steps)
+    return all(one.votes for one in steps[:end])
 
 
 def _strata(rows: Sequence[Row], complete: Sequence[Row]) -> dict[str, dict[str, int]]:
@@ -110,7 +147,7 @@ def _strata(rows: Sequence[Row], complete: Sequence[Row]) -> dict[str, dict[str,
 
 
 def measures(
-    rows: Sequence[Row], marks_of: Mapping[str, Sequence[str | None]], thresholds: Mapping[str, float]
+    judged: Mapping[str, Sequence[Row]], marks_of: Mapping[str, Sequence[str | None]], thresholds: Mapping[str, float]
 ) -> dict[str, dict[str, dict[str, Interval | None]]]:
     """What is measured -> reading -> NUMBERS of the whole population, each with its 95 % interval.
 
@@ -118,25 +155,23 @@ def measures(
     before it "-". Against "own", every step stands for itself. Neutral and unsettled steps are left out.
 
     Args:
-        rows: solutions of the audit that were judged to their end; of a stratum they stand for all of it.
+        judged: reading -> solutions of the audit that were judged as far as it goes; of a stratum they stand for all of it.
         marks_of: solution -> what people settled, one a step.
         thresholds: column -> at or below it a step is said to be wrong.
     """
-    strata = [row["stratum"] for row in rows]
-    sizes = {row["stratum"]: row["num_in_stratum"] for row in rows}
-    truths = {"so_far": [so_far(marks_of[row["solution_id"]]) for row in rows]}
-    truths["own"] = [own(marks_of[row["solution_id"]]) for row in rows]
     found: dict[str, dict[str, dict[str, Interval | None]]] = {}
     for column, name in MEASURED.items():
         if column not in thresholds:
             continue
         limit = thresholds[column]
-        claims = [
-            [None if value is None else value > limit for value in row[column] or [None] * len(row["steps"])] for row in rows
-        ]
         found[name] = {}
-        for reading, truth in truths.items():
-            counts = [_counts(said, true) for said, true in zip(claims, truth, strict=True)]
+        for reading, truth_of in (("so_far", so_far), ("own", own)):
+            rows = judged[reading]
+            strata, sizes = [row["stratum"] for row in rows], {row["stratum"]: row["num_in_stratum"] for row in rows}
+            counts = []
+            for row in rows:
+                said = [None if value is None else value > limit for value in row[column] or [None] * len(row["steps"])]
+                counts.append(_counts(said, truth_of(marks_of[row["solution_id"]])))
             over, under = np.array([one[0] for one in counts]), np.array([one[1] for one in counts])
             if not counts:
                 found[name][reading] = dict.fromkeys(NUMBERS)

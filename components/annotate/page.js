@@ -32,9 +32,9 @@
     }
   };
   const recall = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
-  const adopt = () => {
+  const adopt = (place = {}) => {
     state = fresh();
-    try { Object.assign(state, JSON.parse(recall(prefix + name()) || "{}")); } catch { state = fresh(); }
+    try { Object.assign(state, JSON.parse(recall(prefix + name()) || "{}"), place); } catch { state = fresh(); }
     if (!solutions[state.at]) state.at = 0;
     show();
   };
@@ -45,9 +45,10 @@
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
     return element;
   };
+  const numDone = () => solutions.reduce((sum, one) => sum + one.asked.filter((step) => markOf(one, step)).length, 0);
   const showCount = () => {
     const total = solutions.reduce((sum, one) => sum + one.asked.length, 0);
-    const done = solutions.reduce((sum, one) => sum + one.asked.filter((step) => markOf(one, step)).length, 0);
+    const done = numDone();
     byId("progress").max = total;
     byId("progress").value = done;
     byId("count").textContent = `${done} of ${total} steps`;
@@ -181,7 +182,12 @@
     show();
   };
 
-  byId("name").addEventListener("change", () => { say(""); adopt(); keep(); });
+  byId("name").addEventListener("change", () => {
+    const before = numDone();
+    adopt();
+    say(before && !numDone() ? "Nothing is marked under this name: what was marked before is kept under the name before." : "");
+    keep();
+  });
   byId("comment").addEventListener("input", () => {
     if (!name()) { say("Your name first: answers without one cannot be told apart."); return; }
     state.comments[solution().id] = byId("comment").value;
@@ -201,7 +207,7 @@
     }
     if ((event.ctrlKey || event.metaKey) && event.key === "z") { undo(); event.preventDefault(); return; }
     if (event.ctrlKey || event.metaKey || event.altKey || !solution()) return;
-    if (KEYS[event.key]) setMark(KEYS[event.key]);
+    if (KEYS[event.key]) { if (!event.repeat) setMark(KEYS[event.key]); } // a key held down says nothing of the next steps
     else if (event.key === "ArrowDown") move(1);
     else if (event.key === "ArrowUp") move(-1);
     else if (event.key === "ArrowRight") go(state.at + 1);
@@ -211,6 +217,9 @@
     else if (event.key === "s") save();
     else return;
     event.preventDefault();
+  });
+  addEventListener("storage", (event) => { // another window of the same person: what was marked there is not written over
+    if (name() && event.key === prefix + name()) { const { at, step } = state; adopt({ at, step }); }
   });
   addEventListener("beforeunload", (event) => { if (!isKept) event.preventDefault(); });
 

@@ -70,7 +70,10 @@ def frozen_lines(out: Path, report: Mapping[str, Any]) -> list[str]:
     if unseen:
         count = sum(report["strata"][name]["of"] for name in unseen)
         lines.append(f"no solution of {', '.join(map(one_line, unseen))} was judged: {count:,} solutions are not spoken of")
+    stopped = report["num_complete_so_far"] - report["num_complete"]
     lines.append(f"{report['num_complete']:,} solutions were judged to their end; the intervals are 95 %")
+    if stopped:
+        lines.append(f"{stopped:,} more as far as an error: {READINGS['own']} speaks of those without such a stop alone")
     return [*lines, f"next: stepforge benchmark audit {out} --prm PRM"]
 
 

@@ -229,7 +229,15 @@ def _completions(answer: dict[str, Any], num: int, url: str) -> list[Completion]
     Tokens are counted by their log-probabilities; a server that gives none tells their sum, which is then shared out
     by length of text. A log-probability that is not told is NaN.
     """
-    choices = sorted(answer.get("choices") or [], key=lambda choice: choice.get("index", 0))
+    try:
+        return _read(answer, num, url)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"answers what is no chat completion: {error}"
+        raise EngineError(url, what, "is it the OpenAI-compatible address of the server?") from error
+
+
+def _read(answer: dict[str, Any], num: int, url: str) -> list[Completion]:
+    choices = sorted(answer.get("choices") or [], key=lambda choice: choice.get("index") or 0)
     if len(choices) != num:
         raise EngineError(url, f"gave {len(choices)} completions instead of {num}", "see the server's limits on n")
     out = []
@@ -239,14 +247,18 @@ def _completions(answer: dict[str, Any], num: int, url: str) -> list[Completion]
         if message.get("reasoning") or message.get("reasoning_content"):
             raise EngineError(url, "takes the reasoning out of the text", "serve without --reasoning-parser")
         tokens = (choice.get("logprobs") or {}).get("content") or []
-        logprob = round(math.fsum(token["logprob"] for token in tokens), 6) if tokens else math.nan
+        told = [token.get("logprob") for token in tokens]
+        logprob = round(math.fsum(told), 6) if told and None not in told else math.nan
         ended = choice.get("finish_reason") in _ENDED
         out.append(Completion(_content(choice), "stop" if ended else "length", len(tokens) or share, logprob))
     return out
 
 
 def _content(choice: dict[str, Any]) -> str:
-    return str((choice.get("message") or {}).get("content") or "")
+    content = (choice.get("message") or {}).get("content") or ""
+    if isinstance(content, list):  # parts, as in a request
+        content = "".join(str(part.get("text") or "") for part in content)
+    return str(content).encode(errors="replace").decode()  # half a character cannot be kept
 
 
 def _shares(lengths: list[int], answer: dict[str, Any]) -> list[int]:

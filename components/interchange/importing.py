@@ -279,7 +279,7 @@ class _Import:
         first = lines[0]
         problem = first["problem_id"]
         options = next((line["options"] for line in lines if line["options"]), None)
-        kind, _ = answer_type(first["answer"]) if first["answer"] else (None, "")
+        kind, _ = answer_type(first["answer"], tuple(options or ())) if first["answer"] else (None, "")
         gold = Gold(first["answer"], kind, tuple(options or ())) if kind else None
         seed = {
             **{name: first[name] for name in ("problem_id", "source_id", "source", "question", "answer")},

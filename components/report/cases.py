@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.metrics import AGGREGATIONS
@@ -71,7 +72,7 @@ def read_cases(
     candidates, scores, selections = (artifacts / name for name in FILES)
     pools: dict[tuple[str, str], list[dict[str, Any]]] = {}
     table = read_arrow(candidates, CANDIDATE)
-    for row in table.filter(pc.field("split").isin(list(splits))).to_pylist():
+    for row in table.filter(pc.field("split").isin(pa.array(splits, pa.string()))).to_pylist():
         pools.setdefault((row["split"], row["problem_id"]), []).append(row)
     step_scores: dict[str, dict[str, list[float]]] = {name: {} for name in _SCORERS}
     table = read_arrow(scores, SCORE)

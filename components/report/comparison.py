@@ -92,7 +92,7 @@ def comparison(metrics: Mapping[str, Any]) -> Html:
     if not known:
         return missing("No test split was evaluated.")
     scale = scale_for(
-        [v for split in known.values() for e in split.get("selectors", {}).values() for v in _ends(e)],
+        [v for split in known.values() for e in (split.get("selectors") or {}).values() for v in _ends(e)],
         floor=0.0,
         ceiling=1.0,
     )
@@ -239,7 +239,7 @@ def _row(label: str, chart: Html, value: Html, kind: str = "plain", *more: Html)
 
 
 def _differences(name: str, split: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]) -> Html:
-    found = split.get("differences") or []
+    found = [one for one in split.get("differences") or [] if one.get("a") and one.get("b")]
     if not found:
         return missing(f"No paired differences for {split_name(name)}.")
     everywhere = [d for one in splits.values() for d in one.get("differences") or []]
@@ -279,8 +279,9 @@ def direction(estimate: Mapping[str, Any] | None) -> int | None:
 
 
 def _aggregations(metrics: Mapping[str, Any]) -> Html:
-    order = [*(name for name in SPLIT_NAMES if name in metrics["splits"]), *shown_splits(metrics)]
-    found = {name: metrics["splits"][name] or {} for name in dict.fromkeys(order)}
+    known = metrics.get("splits") or {}
+    order = [*(name for name in SPLIT_NAMES if name in known), *shown_splits(metrics)]
+    found = {name: known[name] or {} for name in dict.fromkeys(order)}
     splits = {name: split for name, split in found.items() if split.get("aggregations")}
     if not splits:
         return missing("Aggregations were not compared.")

@@ -33,7 +33,7 @@ def groups(metrics: Mapping[str, Any]) -> Html:
         v
         for tables in found.values()
         for rows in tables.values()
-        for row in rows
+        for row in rows or ()
         for key in ("low", "mean", "high")
         if (v := number((row.get("gain") or {}).get(key))) is not None
     ]
@@ -64,8 +64,8 @@ def _table(split: str, rows: Sequence[Mapping[str, Any]], first: str, scale: Sca
     body: list[list[Cell]] = []
     for i, row in enumerate(rows):
         gain = row.get("gain") or {}
-        mark, kind = DIRECTIONS[direction(gain) or 0]
-        chart = track(scale, [(mark, gain, kind)], guide=0.0)
+        mark, colour = DIRECTIONS[direction(gain) or 0]
+        chart = track(scale, [(mark, gain, colour)], guide=0.0)
         value = join([tag("b", points(gain.get("mean"))), interval(gain, points)], " ")
         parts = join(str(row.get("group", "–")).split("/"), "/<wbr>")
         body.append(

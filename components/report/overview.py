@@ -30,7 +30,7 @@ from components.report.markup import (
 def headline(evidence: Evidence) -> Html:
     """What was promoted, and the result in one breath."""
     metrics = evidence.metrics
-    test, ood = (metrics.get("splits", {}).get(name) or {} for name in ("test", "ood"))
+    test, ood = ((metrics.get("splits") or {}).get(name) or {} for name in ("test", "ood"))
     standing = promoted(evidence)
     if not test.get("selectors"):
         return join([tag("p", standing, class_="lead"), missing("Nothing was evaluated on the test split yet.")])
@@ -207,7 +207,7 @@ def _sample_facts(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _evaluate_facts(metrics: Mapping[str, Any]) -> list[str]:
-    test = metrics.get("splits", {}).get("test") or {}
+    test = (metrics.get("splits") or {}).get("test") or {}
     accuracy = percent(((test.get("selectors") or {}).get("prm") or {}).get("mean"))
     chosen = f"{metrics.get('aggregation', MISSING)}, threshold {decimal(metrics.get('threshold'), 2)}, chosen on dev"
     return [join([tag("b", f"{accuracy} %"), " right, test"]), chosen]

@@ -55,7 +55,7 @@ def _labels(summary: Mapping[str, Any]) -> Html:
     if not summary.get("histogram"):
         return missing("The labels have no histogram.")
     title = f"Labels, {count(summary.get('labels'))} steps"
-    bars = [(low, high, num) for low, high, num in summary["histogram"]]
+    bars = [(low, high, num) for low, high, num in summary["histogram"] if None not in (low, high, num)]
     told = ESTIMATORS.get(str(summary.get("estimator")), "")
     caption = tag(
         "figcaption", tag("b", title), ". What the PRM was taught: how often a solution that begins so ends right. ", told

@@ -18,6 +18,8 @@ import yaml
 from components.ablations.declared import load_sweeps
 from components.errors import DataError, TryAgainError
 from components.lineage import exclusive
+from flows.stages import read_pipeline
+from flows.workspaces import make_workspace
 from tests.e2e.conftest import ROOT, dvc
 from tests.e2e.test_flow import mlflow_runs
 
@@ -197,6 +199,30 @@ def test_a_failing_variant_is_one_line_and_the_others_go_on(project, notes, capf
     assert not value["is_best"]
 
 
+def test_a_variant_that_measures_other_problems_is_missing_and_the_next_sweep_runs(project, notes):
+    words = 'f"p{i}"'
+    assert words in STAGE
+    (project / "stage.py").write_text(STAGE.replace(words, "f\"p{i}{params['label']['formulation'][:1]}\""))
+    (project / "ablations.yaml").write_text(SWEEPS + SWEEPS.replace("formulation:\n", "again:\n", 1))
+    first, second = ablated(project, [0])
+    for swept in (first, second):
+        assert [(run.variant, run.error.what) for run in swept.failed] == [
+            ("value", "the runs of a sweep measured other problems")
+        ]
+        assert [row["num_seeds"] for row in swept.content["rows"]] == [1, 0]
+
+
+def test_a_workspace_follows_its_project_when_that_is_moved(project, tmp_path):
+    pipeline = read_pipeline(project)
+    make_workspace(project, tmp_path / "space", pipeline)
+    moved = project.rename(tmp_path / "moved")
+    project.mkdir()
+    (project / "stage.py").write_text("raise SystemExit('of another project')")
+    make_workspace(moved, tmp_path / "space", pipeline)
+    assert (tmp_path / "space/stage.py").read_text() == STAGE
+    assert (tmp_path / "space/data").resolve() == moved / "data"
+
+
 def test_a_plan_names_the_stages_and_runs_nothing(project, notes, monkeypatch, capsys):
     from flows import cli
 
@@ -214,6 +240,20 @@ def test_a_plan_names_the_stages_and_runs_nothing(project, notes, monkeypatch, c
     dvc(project, "repro", "-q")  # the user's own run is the first variant's
     assert cli.main(words) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["soft,", "seed", "0", "restored"]
+
+
+def test_a_plan_counts_no_stage_of_a_run_that_is_there(tmp_path):
+    from flows.ablate import Run, plan_lines
+    from flows.stages import Stage
+    from flows.workspaces import Step
+
+    step = Step("train", Stage("train", (), ("out",)), {}, "key", 60.0)  # DVC's cache was emptied, the workspace was not
+    runs = [Run("labels", "soft", seed, {}, tmp_path, [step], is_there=seed == 0) for seed in (0, 1)]
+    assert plan_lines(runs)[1:] == [
+        "  soft, seed 0  there",
+        "  soft, seed 1  executes train, about 60 s",
+        "2 runs: 1 stages to execute, 1 known already; about 60 s",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,14 @@ def test_keys_mark_move_and_undo(browser, audit):
     assert said(browser, "place") == "solution 1 of 6"
 
 
+def test_a_key_held_down_marks_one_step(browser, audit):
+    opened(browser, audit)
+    for is_repeat in (False, True, True):
+        code = {"key": "-", "windowsVirtualKeyCode": KEYS["-"], "text": "-", "autoRepeat": is_repeat}
+        browser.call("Input.dispatchKeyEvent", type="keyDown", **code)
+    assert (marks(browser), here(browser)) == (["-", None, None], 1)
+
+
 def test_buttons_do_what_keys_do(browser, audit):
     opened(browser, audit, width=390)
     browser.evaluate("document.querySelectorAll('.step')[1].querySelector('button[data-mark=\"-\"]').click()")
@@ -182,8 +190,30 @@ def test_what_was_marked_is_there_again_under_the_same_name_only(browser, audit)
     assert (marks(browser), said(browser, "place")) == (["0", None, None], "solution 2 of 6")
     enter(browser, "Bob")
     assert (marks(browser), said(browser, "count")) == ([None] * 3, "0 of 18 steps")
+    assert "kept under the name before" in said(browser, "say")
     enter(browser, "Ann")
-    assert said(browser, "count") == "3 of 18 steps"
+    assert (said(browser, "count"), said(browser, "say")) == ("3 of 18 steps", "")
+
+
+def test_two_windows_of_one_person_do_not_overwrite_each_other(browser, audit):
+    opened(browser, audit)
+    first = browser._session
+    target = browser.call("Target.createTarget", on_page=False, url=(audit / page.FILE).as_uri())["targetId"]
+    second = browser.call("Target.attachToTarget", on_page=False, targetId=target, flatten=True)["sessionId"]
+    try:
+        for session, before, key in ((second, 0, "+"), (first, 1, "-"), (second, 2, "0")):
+            browser._session = session
+            for _ in range(250):
+                if browser.evaluate("document.getElementById('count')?.textContent") == f"{before} of 18 steps":
+                    break
+                time.sleep(0.02)
+            browser.evaluate(f"document.querySelectorAll('.step')[{before}].querySelector('[data-mark=\"{key}\"]').click()")
+        assert (marks(browser), said(browser, "count")) == (["+", "-", "0"], "3 of 18 steps")
+    finally:
+        browser._session = first
+        browser.call("Target.closeTarget", on_page=False, targetId=target)
+    browser.open(audit / page.FILE, width=1280)
+    assert marks(browser) == ["+", "-", "0"]
 
 
 def test_the_saved_file_is_read_as_answers_and_goes_on_in_another_browser(browser, audit, tmp_path):

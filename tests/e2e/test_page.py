@@ -25,7 +25,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-HOSTILE = '<script>window.owned=1</script>"><img src=x onerror="window.owned=1"></script>{{script}}\u202e'
+HOSTILE = '<script>window.owned=1</script>"><img src=x onerror="window.owned=1"></script>{{script}}\u202e' + "W" * 200
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -240,6 +240,22 @@ def test_tables_sort_by_the_column_whose_name_is_pressed(browser, pages):
     assert browser.evaluate(names) == before
     assert browser.evaluate(f"{table}.querySelectorAll('[aria-sort]').length") == 1
     assert browser.complaints() == []
+
+
+_NARROWEST_GAP = """Math.min(...[...document.querySelectorAll('.tested tr')].flatMap(row => {
+  const ends = [...row.children].slice(2).map(cell => {
+    const range = document.createRange(); range.selectNodeContents(cell);
+    const boxes = [...range.getClientRects()].filter(box => box.width);
+    return [Math.min(...boxes.map(box => box.left)), Math.max(...boxes.map(box => box.right))];
+  });
+  return ends.slice(1).map((end, i) => end[0] - ends[i][1]);
+}))"""
+
+
+def test_numbers_of_paired_differences_do_not_touch(browser, pages):
+    for width in (390, 1280):
+        browser.open(pages["whole"], width=width)
+        assert 4 < browser.evaluate(_NARROWEST_GAP) < width
 
 
 def test_names_of_curves_stay_inside_their_chart(browser, pages):

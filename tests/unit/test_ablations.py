@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.ablations.declared import Shown, chosen, load_sweeps, overridden
-from components.ablations.estimates import over_problems, over_seeds, sweep_rows, t_quantile
+from components.ablations.estimates import check_problems, over_problems, over_seeds, sweep_rows, t_quantile
 from components.ablations.page import markdown_lines, page, text_lines, write_sweep
 from components.ablations.readings import read_run
 from components.errors import DataError, SettingsError
@@ -75,6 +75,23 @@ def test_a_mistake_in_the_file_names_the_variant_and_a_near_word(declared, chang
     assert "ablations.yaml: labels" in caught.value.place
     assert what in caught.value.what
     assert hint in caught.value.hint
+
+
+def test_two_variants_of_equal_settings_are_refused(declared):
+    """Their difference would be 0, with an interval of no width."""
+    base = yaml.safe_load((ROOT / "params.yaml").read_text())["train"]["optimiser"]["learning_rate"]
+    with pytest.raises(SettingsError, match="has the settings of 'as it is'") as caught:
+        declared(variants={"as it is": {}, "named": {"train.optimiser.learning_rate": base}})
+    assert caught.value.place.endswith("ablations.yaml: labels/named")
+
+
+@pytest.mark.parametrize("again", ["a: {label.formulation: value}", "question: Again?"])
+def test_a_key_that_is_there_twice_is_refused_and_not_lost(tmp_path, again):
+    lines = ["labels:", "  question: Which?", "  source: a paper", "  shown: ['test: prm']", "  variants:", "    a: {}"]
+    lines.append(("    " if again.startswith("a") else "  ") + again)
+    (tmp_path / "ablations.yaml").write_text("\n".join(lines))
+    with pytest.raises(SettingsError, match=f"'{again.partition(':')[0]}' is there twice"):
+        load_sweeps(tmp_path / "ablations.yaml", ROOT / "params.yaml")
 
 
 def test_a_variant_in_a_message_is_named_with_its_sweep(declared):
@@ -229,6 +246,16 @@ def test_intervals_over_problems_that_were_read_are_averaged():
     assert found["over_seeds"]["mean"] == 0.5
 
 
+def test_a_run_about_other_problems_is_told_apart():
+    before = {("a", 0): {"test: prm": {"p0": 1.0, "p1": 0.0}, "evaluate.ece": 0.1}}
+    same = {"test: prm": {"p1": 1.0, "p0": 0.0}, "evaluate.ece": 0.2}
+    check_problems(before, {"b": same})
+    check_problems({}, {"b": {"test: prm": {"q": 1.0}}})
+    check_problems(before, {"b": {"test: prm": {"mean": 0.5, "low": 0.4, "high": 0.6}}})  # knows no problems
+    with pytest.raises(DataError, match="measured other problems"):
+        check_problems(before, {"b": same | {"test: prm": {"p0": 1.0}}})
+
+
 # What a run says
 
 
@@ -263,6 +290,15 @@ def test_values_are_read_problem_by_problem_or_by_their_path(declared, outs):
             "rollout.tokens": 1000.0,
         }
     }
+
+
+def test_a_number_that_the_run_says_there_is_none_of_loses_no_other(declared, outs):
+    write_json(outs["rollout"] / "summary.json", {"auroc": None, "tokens": 7})
+    found = read_run(declared(shown=["rollout.auroc", "rollout.tokens"]), outs)["as it is"]
+    assert found == {"rollout.auroc": None, "rollout.tokens": 7.0}
+    shown = [Shown.model_validate(name) for name in found]
+    (row,) = sweep_rows({("a", 0): found}, ["a"], [0], shown, **HOW)
+    assert (row["values"]["rollout.auroc"], row["values"]["rollout.tokens"]["mean"]) == (None, 7.0)
 
 
 def test_a_sweep_that_reads_finds_its_variants_in_the_metrics(declared, outs):
@@ -357,3 +393,6 @@ def test_a_sweep_over_n_is_drawn_as_curves(content):
     text = page(content | {"reads": "curves", "rows": rows, "shown": content["shown"][:1], "missing": []})
     assert '<polyline points="' in text
     assert "candidates" in text
+    bare = page(content | {"reads": "curves", "rows": []})  # every run failed
+    assert "no run measured it" in bare
+    assert "Missing: c, seed 0: labels: bad" in bare

@@ -171,6 +171,21 @@ def test_the_interval_of_kappa_is_over_solutions():
     assert found["high"] - found["low"] > 1.8 * (naive["high"] - naive["low"])  # sqrt(5) in expectation
 
 
+def test_where_nobody_differed_or_one_solution_was_read_agreement_is_not_taken_for_certain():
+    alike = {f"s{i}": list("++-") for i in range(10)}
+    found = agreement({"a": alike, "b": alike})
+    low = 1 / (1 + 2.262157**2 / 10)  # Wilson's limit of 10 of 10 solutions, with Student's t of 9 degrees of freedom
+    assert found["share"] == {"mean": 1, "low": pytest.approx(low, abs=2e-3), "high": 1}
+    by_chance = 1 - (2 / 3) ** 2 - (1 / 3) ** 2
+    for one in (found["kappa"]["a, b"], found["alpha"]):
+        assert (one["mean"], one["high"]) == (1, 1)
+        assert one["low"] == pytest.approx(1 - (1 - found["share"]["low"]) / by_chance, abs=1e-5)
+    alone = agreement(people(a="++--", b="++-+"))
+    for one in (alone["kappa"]["a, b"], alone["alpha"]):
+        assert one["low"] < 0
+        assert one["high"] > 0.9
+
+
 # --- weighting back ------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +239,24 @@ def test_the_interval_covers_in_93_to_97_of_100_draws(rates, num):
     assert 0.93 <= covered / draws <= 0.97
     flat = over[picked].sum() / under[picked].sum()
     assert abs(flat - true) > 5 * abs(np.mean(means) - true)  # unweighted, the hard ones would count too much
+
+
+def test_a_few_solutions_of_very_many_steps_do_not_make_the_interval_too_narrow():
+    """One in twenty has 200 steps, and worse ones than the others: they hold two thirds of all steps."""
+    rng = np.random.default_rng(0)
+    sizes = {DISAGREEMENT: 1500, NEAR: 1000, REST: 3500}
+    numbers = allocation(sizes, 100)
+    strata_P = [name for name, count in numbers.items() for _ in range(count)]
+    under = {name: np.where(rng.random(size) < 0.05, 200, rng.integers(1, 6, size)) for name, size in sizes.items()}
+    over = {name: rng.binomial(steps, np.where(steps == 200, 0.6, 0.95)) for name, steps in under.items()}
+    true = sum(one.sum() for one in over.values()) / sum(one.sum() for one in under.values())
+    covered = 0
+    for _ in range(600):
+        picked = {name: rng.choice(size, numbers[name], replace=False) for name, size in sizes.items()}
+        sums = [np.concatenate([of[name][picked[name]] for name in sizes]) for of in (over, under)]
+        found = weighted_ratio(*sums, strata_P, sizes)
+        covered += found["low"] <= true <= found["high"]
+    assert covered / 600 >= 0.92  # with a degree of freedom a solution: 0.78
 
 
 # --- what people settle --------------------------------------------------------------------------------------------
@@ -327,6 +360,16 @@ def page_data(folder):
     return json.loads(re.search(r'id="data">(.*?)</script>', (folder / page.FILE).read_text(), re.DOTALL)[1])
 
 
+def test_scores_that_some_solutions_lack_are_said_aloud(run_folder, tmp_path, capsys):
+    folder, _ = run_folder
+    lines = (folder / "scores.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "some.jsonl").write_text("".join(lines[:25]))
+    names = {name: folder / name for name in ("seeds", "rollouts", "labels")}
+    summary = draw_audit(**names, scores=tmp_path / "some.jsonl", num=10, out=tmp_path / "audit")
+    assert "scores: 35 of 60 labelled solutions have none" in capsys.readouterr().err
+    assert summary["strata"][DISAGREEMENT]["of"] == 3  # every tenth of those that have
+
+
 def test_equal_inputs_give_equal_files_and_another_seed_others(run_folder, tmp_path):
     names = {name: run_folder[0] / name for name in ("seeds", "rollouts", "labels")}
     sets = [draw_audit(**names, num=20, seed=seed, out=tmp_path / str(i))["set"] for i, seed in enumerate((0, 0, 1))]
@@ -420,6 +463,8 @@ def test_a_file_that_is_no_answer_is_said_in_one_line_with_a_hint(audit, tmp_pat
         ({"annotator": 7}, "the annotator's name is 7"),
         ({"annotator": "a\x1b[2J"}, "the annotator's name is"),
         ({"round": 0}, "round 0"),
+        ({"round": 2**31}, "round 2147483648"),
+        ({"round": True}, "round True"),
         ({"answers": [{"solution": "nobody", "marks": []}]}, "answers solution 'nobody'"),
         ({"answers": ["?"]}, "answers solution None"),
         ({"answers": {}}, "or its answers are unusable"),
@@ -452,6 +497,31 @@ def test_a_person_named_twice_counts_once_unless_the_two_contradict(audit, tmp_p
     other = page_file(tmp_path / "o.json", audit[0], {row["solution_id"]: ["-", None, None]}, who="Ann Lee")
     with pytest.raises(DataError, match=r"Ann Lee says - of step 1 .*, and \+ in"):
         read_replies([*paths, other], rows, summary["set"])
+
+
+def test_a_name_spelt_in_two_ways_is_no_second_opinion(audit, tmp_path):
+    folder, truth = audit
+    marks = drawn_truth(folder, truth)
+    first = page_file(tmp_path / "a.json", folder, marks, who="Ann")
+    read_answers(folder, [first], out=tmp_path / "one")
+    again = page_file(tmp_path / "b.json", folder, marks, who="ann", round_=2)
+    with pytest.raises(DataError, match="answers of 'Ann' and of 'ann'"):
+        read_answers(tmp_path / "one", [again], out=tmp_path / "two")
+
+
+def test_half_a_character_in_a_comment_does_not_lose_the_file(audit, tmp_path):
+    folder, truth = audit
+    key = read_audit(folder)[0][0]["solution_id"]
+    answer = {"solution": key, "marks": truth[key], "comment": "so \ud83d"}
+    path = page_file(tmp_path / "a.json", folder, {}, answers=[answer])
+    read_answers(folder, [path], out=tmp_path / "one")
+    assert answers.read_earlier(tmp_path / "one")[0].comment == "so ?"
+
+
+def test_rounds_that_nobody_answered_are_not_reported(audit, tmp_path):
+    folder, truth = audit
+    path = page_file(tmp_path / "a.json", folder, drawn_truth(folder, truth), round_=3)
+    assert list(read_answers(folder, [path], out=tmp_path / "one")["agreement"]) == ["3"]
 
 
 def test_an_audit_whose_questions_were_changed_is_refused(audit, tmp_path):
@@ -568,6 +638,45 @@ def test_half_answers_stand_for_their_strata_and_what_nobody_judged_is_said(audi
     assert "no solution of disagreement was judged: 6 solutions are not spoken of" in "\n".join(
         frozen_lines(tmp_path, report)
     )
+
+
+def test_who_stops_at_the_first_error_of_a_solution_says_as_much_of_the_way_there_as_who_goes_on(audit, tmp_path, capsys):
+    """Else the solutions without an error would speak for all."""
+    folder, truth = audit
+    marks = drawn_truth(folder, truth)
+    stopped = {key: [None if "-" in row[:i] else mark for i, mark in enumerate(row)] for key, row in marks.items()}
+    reports = []
+    for name, said in (("whole", marks), ("stopped", stopped)):
+        read_answers(folder, [page_file(tmp_path / f"{name}.json", folder, said)], out=tmp_path / name)
+        reports.append(freeze(tmp_path / name, out=tmp_path / f"{name}-frozen.parquet"))
+    whole, short = reports
+    num_short = sum(None in row for row in stopped.values())
+    assert num_short > 0
+    assert (whole["num_complete"], whole["num_complete_so_far"]) == (30, 30)
+    assert (short["num_complete"], short["num_complete_so_far"]) == (30 - num_short, 30)
+    for name in ("labels", "scores"):
+        assert short["measures"][name]["so_far"] == whole["measures"][name]["so_far"]
+    assert short["measures"]["labels"]["own"] != whole["measures"]["labels"]["own"]
+    from components.annotate.showing import frozen_lines
+
+    assert f"{num_short} more as far as an error" in "\n".join(frozen_lines(tmp_path, short))
+    assert "as far as an error" not in "\n".join(frozen_lines(tmp_path, whole))
+
+
+def test_a_frozen_set_never_replaces_what_it_is_made_of(audit, tmp_path):
+    folder, truth = audit
+    read_answers(folder, [page_file(tmp_path / "a.json", folder, drawn_truth(folder, truth))], out=tmp_path / "one")
+    for name in ("audit.parquet", "answers.parquet", "summary.parquet"):
+        with pytest.raises(SettingsError, match="would replace its own input"):
+            freeze(tmp_path / "one", out=tmp_path / "one" / name)
+    said = (tmp_path / "a.json").read_bytes()
+    with pytest.raises(SettingsError, match=r"would replace '.*a\.json', which is none"):
+        freeze(tmp_path / "one", out=tmp_path / "a.parquet")
+    assert (tmp_path / "a.json").read_bytes() == said
+    assert not (tmp_path / "a.parquet").exists()
+    for _ in range(2):
+        freeze(tmp_path / "one", out=tmp_path / "one/frozen.parquet")
+    assert read_audit(tmp_path / "one")
 
 
 def test_folders_that_cannot_be_read_or_frozen_say_what_to_do(audit, tmp_path, capsys):

@@ -199,6 +199,16 @@ def test_what_cannot_be_paired_is_said_with_its_reason(workspaces, change, why):
     assert any(line.startswith("test: unpaired: ") and why in line for line in lines_of(of(workspaces)))
 
 
+def test_a_split_or_a_number_that_was_not_measured_is_a_dash(workspaces):
+    path = workspaces[1] / "artifacts" / "evaluation" / "metrics.json"
+    change_json(path, lambda m: m["splits"]["test"]["selectors"].update(prm={"mean": None, "low": None, "high": None}))
+    lines = [line.split() for line in lines_of(of(workspaces))]
+    of_test = lines[next(i for i, words in enumerate(lines) if words[:1] == ["test:"]) :]
+    assert next(words for words in of_test if words[:1] == ["prm"])[4] == "-"  # behind A's three words
+    change_json(path, lambda m: m["splits"].update(test=None))
+    assert "test" not in of(workspaces)["metrics"]
+
+
 def test_selections_of_other_problems_and_broken_numbers_are_not_paired():
     def run(values: dict[str, float]) -> Run:
         split = {"num_problems": len(values), "selectors": {"prm": {"mean": 0.5, "low": 0.4, "high": 0.6}}}
@@ -253,7 +263,7 @@ def test_without_a_lock_the_settings_beside_are_read_and_doubted(workspaces):
     assert row_of(found["data"], "data/test.parquet")["is_same"]  # then files are compared by SHA-256
 
 
-@pytest.mark.parametrize("name", ["nowhere", "prm.staging", "prm.staging@", "other.dev/3", "prm.dev/x"])
+@pytest.mark.parametrize("name", ["", "nowhere", "prm.staging", "prm.staging@", "other.dev/3", "prm.dev/x", "x" * 5000])
 def test_what_names_no_run_is_a_mistake_of_the_command_line(tmp_path, name):
     with pytest.raises(SettingsError, match="neither a folder nor a registered version"):
         read_run(name, home=tmp_path)

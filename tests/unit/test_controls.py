@@ -377,6 +377,33 @@ def test_what_is_too_long_once_altered_is_not_compared():
     )
 
 
+def test_what_could_not_be_read_is_no_better_for_being_cut():
+    def last_alone(readings):
+        assert all(len(r.steps) > 1 or r.steps == (".",) or not r.steps[0].startswith("long") for r in readings)
+        return [[0.5] * len(r.steps) for r in readings]
+
+    problems, pool = world(0, 10)
+    scores = {}
+    for row in (row for kinds in pool.values() for row in kinds["sample"]):
+        is_long = row["candidate_id"].endswith("/0")
+        row["steps"] = [f"long {row['candidate_id']} {step}" for step in row["steps"]] if is_long else row["steps"]
+        scores[row["candidate_id"]] = [] if is_long else [0.5] * len(row["steps"])
+    settings = {"num_problems": 10, "num_resamples": 50, "confidence": 0.95, "seed": 0}
+    found = measure(last_alone, pool, problems, {"prm": scores}, aggregations={"prm": "min"}, **settings)
+    (answer_only,) = [row for row in found["measures"] if row["name"] == "answer_only"]
+    assert (answer_only["mean"], answer_only["low"], answer_only["high"]) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("num_problems", [1, 6])
+def test_what_one_problem_or_one_cluster_says_has_no_interval_and_passes_no_gate(num_problems):
+    found = measured(oracle(0), 0, num_problems, clusters=["one picture"] * num_problems)
+    assert found["measures"] == []
+    reasons = {row for name, row in found["absent"].items() if name not in ("blind", "steps_shuffled", "padding", "format")}
+    assert any("there is no interval" in reason for reason in reasons)
+    asked = {control.name for control in POLICY.environments.staging.controls}
+    assert flags(found) == asked
+
+
 def test_a_problem_is_altered_alike_in_whatever_sample_it_is():
     problems, pool = world(0, 12)
     seen = []

@@ -10,7 +10,10 @@ import pytest
 from components.benchmarks import BENCHMARKS, SUITES, answer_rule, benchmark
 from components.distributions import official_rows, row_id, row_pictures, rows_of, write_problems
 from components.errors import DataError, SettingsError
+from components.grading import grade
 from components.problems import load_benchmark
+from components.sampling import gold_of
+from components.tasks import load_task
 from tests.conftest import picture
 
 REALDATA = Path(__file__).parents[3] / "shared" / "realdata"
@@ -91,6 +94,11 @@ def test_a_hub_snapshot_becomes_a_problem_file_that_the_pipeline_reads(name, tmp
     official = json.loads(pq.read_table(out).to_pylist()[0]["official_row"])
     gold = answer_rule(chosen.rule).read(official)
     assert gold == answer_rule(chosen.rule).read(HUB_ROWS[name])  # what the official score needs came along
+    if gold.kind == "choice" and gold.options:  # the text of the option is as good as its letter
+        known = gold_of(problem, load_task("maths"))
+        assert (known.kind, known.options) == (gold.kind, gold.options)
+        named = gold.options[ord(gold.answer.strip("()")) - ord("A")] if len(gold.answer.strip("()")) == 1 else gold.answer
+        assert grade(rf"\boxed{{{named}}}", known).value == grade(rf"\boxed{{{named}}}", gold).value == "right"
 
 
 def test_every_benchmark_has_a_rule_and_every_suite_benchmarks():

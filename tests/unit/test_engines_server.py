@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from components.engines import Prompt, wire
-from components.engines.server import ServerEngine
+from components.engines.server import ServerEngine, _completions
 from components.errors import EngineError, TryAgainError
 from components.settings import Sampling
 from tests.conftest import picture
@@ -54,6 +54,37 @@ def connect(server, tmp_path):
     yield call
     for engine in engines:
         engine.close()
+
+
+def answer(message="x", logprobs=None, **more):
+    choice = {"index": 0, "message": {"content": message}, "finish_reason": "stop", "logprobs": logprobs}
+    return {"choices": [choice], "usage": {"completion_tokens": 3}} | more
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        answer(choices=["x"]),
+        answer(choices={"a": 1}),
+        answer(choices=[{"message": "x"}]),
+        answer(logprobs=[1]),
+        answer(logprobs={"content": [{"logprob": "low"}]}),
+        answer(usage={"completion_tokens": "3"}),
+    ],
+)
+def test_an_answer_that_is_none_is_an_error_with_the_address(said):
+    with pytest.raises(EngineError, match="answers what is no chat completion") as caught:
+        _completions(said, 1, "http://there")
+    assert caught.value.place == "http://there"
+
+
+def test_what_a_server_leaves_out_of_an_answer_is_not_known():
+    (one,) = _completions(answer(logprobs={"content": [{"logprob": -1.0}, {"logprob": None}, {}]}), 1, "u")
+    assert (one.num_tokens, math.isnan(one.logprob)) == (3, True)
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert [_completions(answer(text), 1, "u")[0].text for text in (parts, None, "\ud800")] == ["ab", "", "?"]
+    twice = [{"index": None, "message": {"content": text}, "finish_reason": "stop"} for text in "ab"]
+    assert [c.text for c in _completions(answer(choices=twice), 2, "u")] == ["a", "b"]
 
 
 def test_a_request_says_all_that_decides_the_text(server, connect):

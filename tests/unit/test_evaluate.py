@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components import evaluate, scenes, selection, step_truth, world
+from components.cli import main
 from components.errors import DataError, EngineError, SettingsError
 from components.problems import load_benchmark
 from components.records import CANDIDATE, IMAGE, SCORE, read_json, read_table, write_json, write_table
@@ -62,6 +63,22 @@ def test_the_shuffled_picture_is_always_another_one(sharing):
         assert given == sorted(row["images"][0]["bytes"] for row in known.values())
 
 
+def test_problems_without_pictures_are_left_out_of_the_shuffle():
+    known = {f"p{i}": problem(f"p{i}", bytes([i]) if i % 3 == 0 else b"", "s") for i in range(12)}
+    for key, row in selection.shuffled(known, 0).items():
+        assert bool(row["images"]) == bool(known[key]["images"])
+        assert not row["images"] or row["images"] != known[key]["images"]
+    blank = {key: row | {"images": []} for key, row in known.items()}
+    assert selection.shuffled(blank, 0) == blank
+
+
+def test_where_most_of_a_source_share_a_picture_it_comes_from_another_source():
+    rows = [problem(f"a{i}", b"shared" if i < 3 else b"a", "a") for i in range(4)]
+    known = {row["problem_id"]: row for row in (*rows, *(problem(f"b{i}", bytes([i]), "b") for i in range(4)))}
+    for seed in range(10):
+        assert all(row["images"] != known[key]["images"] for key, row in selection.shuffled(known, seed).items())
+
+
 def test_problems_without_pictures_are_clusters_of_their_own():
     rows = {
         row["problem_id"]: row
@@ -84,7 +101,10 @@ def test_what_was_too_long_to_be_read_is_counted_and_left_out_of_the_steps_metri
     ]
     scores = {"a": [], "b": [0.9], "c": [], "e0": [0.8], "e1": [0.1], "e2": []}
     assert step_truth.num_unread({"test": pool}, errors, scores) == 2  # c has no steps
-    assert step_truth.error_steps(errors, {"prm": scores}, 0.5)["prm"]["num_steps"] == 2
+    assert step_truth.error_steps(errors, {"prm": scores}, {"prm": 0.5})["prm"]["num_steps"] == 2
+    # each scorer by its own threshold: between its scores of the right and of the wrong step
+    both, limits = {"prm": scores, "other": {"e0": [-0.2], "e1": [-0.9]}}, {"prm": 0.5, "other": -0.5}
+    assert [one["macro_f1"] for one in step_truth.error_steps(errors, both, limits).values()] == [1.0, 1.0]
     truths = {"test": {"p": lambda steps: [world.StepTruth("reading", True, True) for _ in steps]}}
     assert step_truth.checked(pool, scores, truths) == ([[0.9]], [[True]], [["reading"]])
 
@@ -158,12 +178,34 @@ def test_a_second_reward_model_is_scored_beside_the_first(workspace, tmp_path):
     assert scorers == {"prm", "shuffled", "orm"}
 
 
+def test_each_reward_model_is_read_by_what_dev_says_of_it_and_test_says_nothing(workspace, tiny_policy, tmp_path):
+    trained(tiny_policy, tmp_path / "both" / "prm", formulation="outcome", aggregation="last", threshold=0.5)
+    trained(tiny_policy, tmp_path / "both" / "blind", formulation="soft", aggregation="min", threshold=0.4)
+    signed = trained(tiny_policy, tmp_path / "signed", formulation="advantage", aggregation="mean", threshold=-0.3)
+    given = {"prm": tmp_path / "both", "scorer": {"signed": signed}}
+    found, _ = evaluated(workspace, tmp_path / "out", **given)
+    assert found["thresholds_by_scorer"] == {"prm": 0.5, "shuffled": 0.5, "blind": 0.4, "signed": -0.3}
+    assert found["aggregations_by_scorer"]["prm"] == found["aggregations_by_scorer"]["shuffled"] == "last"
+    assert found["aggregations_by_scorer"]["blind"] != "last" or found["vote_aggregations_by_scorer"]["blind"] != "last"
+    # the verdicts of test turned round: nothing that is chosen moves
+    rows = read_table(workspace / "pool" / "candidates.parquet", CANDIDATE)
+    other = {"right": "wrong", "wrong": "right"}
+    turned = [row | {"verdict": other[row["verdict"]] if row["split"] == "test" else row["verdict"]} for row in rows]
+    write_table(tmp_path / "turned" / "candidates.parquet", turned, CANDIDATE)
+    write_json(tmp_path / "turned" / "summary.json", {"pools": {"dev": "d", "test": "t"}})
+    again, _ = evaluated(workspace, tmp_path / "again", candidates=tmp_path / "turned", **given)
+    for key in ("aggregations_by_scorer", "vote_aggregations_by_scorer", "thresholds_by_scorer"):
+        assert again[key] == found[key]
+    assert again["splits"]["test"]["selectors"]["random"] != found["splits"]["test"]["selectors"]["random"]
+
+
 def test_the_same_reward_model_twice_differs_in_nothing(workspace, tmp_path):
     found, _ = evaluated(workspace, tmp_path / "twins", scorer={"twin": workspace / "prm" / "prm"})
     for row in found["splits"]["test"]["differences"]:
         if row["b"] in ("twin", "twin_vote"):
             assert (row["mean"], row["low"], row["high"], row["p"], row["p_holm"]) == (0.0, 0.0, 0.0, 1.0, 1.0)
     assert found["scorer_digests"]["twin"] == found["prm_digest"]
+    assert [sorted(numbers.values()) for numbers in found["clusters"].values()] == [["0", "0", "1", "1"]] * 2
 
 
 def test_evaluating_twice_gives_the_same_bytes(workspace, tmp_path):
@@ -195,6 +237,12 @@ def test_variants_of_one_question_are_one_cluster(workspace):
 def test_a_further_reward_model_needs_a_name_of_its_own(workspace, tmp_path, name, says):
     with pytest.raises(SettingsError, match=says):
         evaluated(workspace, tmp_path / "out", scorer={name: workspace / "outcome"})
+
+
+def test_a_name_given_twice_is_refused_not_overwritten(tmp_path, capfd):
+    given = ["--split", "dev=d", "--candidates", "c", "--prm", "p", "--scorer", "orm=a", "--scorer", "orm=b"]
+    assert main(["evaluate", *given, "--params", str(ROOT / "params.yaml"), "--out", str(tmp_path / "out")]) != 0
+    assert "--scorer names 'orm' twice" in capfd.readouterr().err
 
 
 def test_a_further_reward_model_must_be_one_and_fit_the_task(workspace, tiny_policy, tmp_path):

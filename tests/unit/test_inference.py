@@ -13,11 +13,11 @@ from components.inference import Oracle, continuation, drive, lines_of, measured
 from components.metrics import Bootstrap
 from components.prm import RewardModel
 from components.records import SELECTION, read_json, read_table, seed_for, tree_sha256
-from components.sampling import Sampler
+from components.sampling import Ask, Sampler
 from components.settings import Sampling, load_params, load_runtime
 from components.strategies import STRATEGIES, Judged, Options, Outcome, beam, best_of_n
 from components.tasks import load_task
-from tests.contract.engine_fixture import write_script
+from tests.contract.engine_fixture import ImitatedServer, write_script, write_served
 
 NUM = 16
 QUESTIONS = [f"{i} + 1 ?" for i in range(6)]
@@ -118,6 +118,36 @@ def test_a_strategy_run_alone_is_what_it_is_among_others(opened):
     for name in STRATEGIES:
         alone = measured(PROBLEMS, [name], NUM, options, opened(knows))
         assert alone == {place: outcomes for place, outcomes in together.items() if place[0] == name}
+
+
+def test_on_a_server_too_a_strategy_alone_draws_what_sample_and_all_others_draw(tmp_path):
+    params = load_params()
+    with ImitatedServer() as server:
+        server.script = SCRIPT
+        environment = {"STEPFORGE_ENGINE": "server", "STEPFORGE_SERVER_URL": server.url}
+        policy, options = write_served(tmp_path / "policy"), Options("min", 60)
+
+        def alone(*names, home):
+            runtime = load_runtime(environment | {"STEPFORGE_HOME": str(tmp_path / home)})
+            with Sampler(params, runtime, policy, name="search") as sampler:
+                found = measured(PROBLEMS, names, NUM, options, Oracle(params.seed, sampler, Sampling(max_tokens=60), knows))
+                return found, sampler.cost()["sampled_tokens"]
+
+        together, _ = alone(*STRATEGIES, home="together")
+        for name in ("beam", "early_stop"):
+            found, _ = alone(name, home=name)
+            assert found == {place: outcomes for place, outcomes in together.items() if place[0] == name}
+        with Sampler(
+            params, load_runtime(environment | {"STEPFORGE_HOME": str(tmp_path / "pool")}), policy, name="x"
+        ) as sampler:
+            blocks = [range(8), range(8, NUM)]  # as sample asks
+            asks = [
+                Ask(p, tuple(seed_for(params.seed, p["problem_id"], "sample", i) for i in some))
+                for p in PROBLEMS
+                for some in blocks
+            ]
+            sampler.rows(asks, Sampling(max_tokens=60))
+        assert alone("best_of_n", home="pool")[1] == 0
 
 
 def test_equal_solutions_are_read_once(opened):

@@ -716,3 +716,15 @@ def test_the_verbs_run_and_leave_a_receipt(tmp_path, monkeypatch, capsys):
 
 def test_the_help_names_every_format():
     assert LABEL_FORMATS.split(", ") == list(FORMATS)
+
+
+def test_an_answer_that_is_the_text_of_an_option_is_a_choice_that_regrading_keeps(tmp_path):
+    row = {"id": "a", "question": "Which?", "answer": "12", "options": ["10", "12"], "labels": [0.9, 0.1]}
+    rows = [{**row, "steps": ["Look.", rf"\boxed{{{said}}}"]} for said in ("B", "12", "A", "10")]
+    found = tables(imported(tmp_path, "parquet", *rows))
+    (seed,) = found["seeds"]
+    assert (seed["answer_type"], seed["options"]) == ("choice", ["10", "12"])
+    verdicts = {solution["steps"][-1]: solution["verdict"] for solution in found["solutions"]}
+    assert list(verdicts.values()) == ["right", "right", "wrong", "wrong"]
+    gold = gold_of(seed, load_task("maths"))
+    assert {text: grade(text, gold).value for text in verdicts} == verdicts

@@ -150,6 +150,7 @@ def test_calibration_by_hand():
     assert (last["num_steps"], last["mean_score"], last["right_frac"]) == (2, 0.975, 1.0)
     assert found["bins"][5] == {"low": 0.5, "high": 0.6, "num_steps": 0, "mean_score": None, "right_frac": None}
     assert found["ece"] == pytest.approx((2 * 0.475 + 1 * 0.15 + 2 * 0.025) / 5)
+    assert calibration([], []) == {"ece": None, "bins": []}  # nothing was seen: that is not perfect
 
 
 @given(scored)
@@ -197,6 +198,14 @@ def test_step_metrics_by_hand():
     assert found["macro_f1"] == found["first_error_f1"] == 1.0
     assert found["trivial"] == {"all_right_macro_f1": 0.333333, "random_macro_f1": 0.5}
     assert step_metrics([], [], [], 0.5) == {"num_steps": 0}
+
+
+def test_a_coin_is_worth_what_it_is_worth_on_many_uneven_steps():
+    truth = np.random.default_rng(0).random(100_000) < 0.9
+    coin = np.random.default_rng(1).random(100_000) < 0.5
+    found = step_metrics([[0.5]] * len(truth), [[right] for right in truth], [["reading"]] * len(truth), 0.5)
+    assert found["trivial"]["random_macro_f1"] == pytest.approx(f1_scores(coin, truth)["macro_f1"], abs=0.005)
+    assert found["trivial"]["random_macro_f1"] < 0.41
 
 
 def test_readings_are_judged_after_a_right_prefix_only():
@@ -269,6 +278,9 @@ def test_an_interval_stays_within_what_the_values_can_be():
     assert Bootstrap(20, **options).mean(common)["high"] == 1.0
     assert Bootstrap(20, **options).mean(rare - common)["low"] == -1.0
     assert Bootstrap(20, **options).mean(100 * rare)["low"] < 0
+    # a difference that is never below 0 here might be elsewhere: 1 of 20 is 2.1 standard errors wide, more than its mean
+    found = Bootstrap(20, **options).mean(rare, is_difference=True)
+    assert found["low"] == pytest.approx(0.05 - 2.093 * math.sqrt(0.05 * 0.95 / 19), abs=0.01)
 
 
 def test_a_ratio_has_the_delta_methods_interval():
@@ -323,7 +335,9 @@ def test_clusters_of_one_are_no_clusters():
     assert alone.mean(values) == Bootstrap(40, **options).mean(values)
     together = Bootstrap(40, **options, clusters=["one picture"] * 40)
     assert together.num_clusters == 1
-    assert together.mean(values)["low"] == together.mean(values)["high"] == pytest.approx(values.mean(), abs=1e-6)
+    # one draw of one picture says nothing of others
+    assert (together.mean(values)["low"], together.mean(values)["high"]) == (0.0, 1.0)
+    assert together.mean(values, is_difference=True)["low"] == -1.0
 
 
 def test_a_threshold_may_lie_below_zero_where_scores_do():

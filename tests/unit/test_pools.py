@@ -1,6 +1,7 @@
 """Pools that were made elsewhere: every row finds its problem, or says why not, and the numbers are those of its authors."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,16 @@ def test_the_verdicts_of_the_file_can_stand_instead_of_ours(imported):
     assert imported(silent, "mm-prm")[3]["official"]["num_judged"] == 0
     with pytest.raises(DataError, match="candidate 0 of problem q0 has no official verdict"):
         imported(silent, "mm-prm", verdicts="official")
+
+
+def test_a_solution_without_steps_has_a_score_of_none_where_the_others_have_some(imported, tmp_path):
+    rows = [
+        {**row, "solutions_splits": [row["solutions_splits"][0], [" "]], "prm_scores": [[0.9, 0.8], [0.1]]} for row in MM_PRM
+    ]
+    candidates, _, scores, summary = imported(rows, "mm-prm")
+    assert [row["step_scores"] for row in scores] == [[0.9, 0.8], []] * len(rows)
+    kept = KeptScores(next(tmp_path.glob("out*")), "elsewhere", [row["candidate_id"] for row in candidates])
+    assert summary["num_scored"] == len(kept.steps) == 2 * len(rows)
 
 
 def test_plain_rows_add_up_whether_a_response_or_many_a_row(imported):
@@ -177,6 +188,14 @@ def test_a_pool_that_leaves_problems_out_is_refused_and_rows_too_many_are_said(i
         ("jsonl", {"response": {"a": 1}}, "no text"),
         ("jsonl", {"responses": ["a"], "scores": [True]}, "no finite number"),
         ("jsonl", {"response": ["a", "b"], "score": [0.1, 0.2, 0.3]}, "3 scores for 2 steps"),
+        ("jsonl", {"response": "a", "score": 10**400}, "no finite number"),
+        ("jsonl", {"response": "a", "logprob": []}, "no finite number"),
+        ("jsonl", {"response": "a", "logprob": [-1.0]}, "no finite number"),
+        ("jsonl", {"responses": ["a"], "num_tokens": [[]]}, "no finite number"),
+        *(("jsonl", {"response": "a", "num_tokens": n}, "no number of tokens") for n in (-1, 1.5, 2**31)),
+        ("jsonl", {"response": "a\ud800"}, "half a character"),
+        ("mm-prm", {"solutions_splits": [["a", "\ud800"]]}, "half a character"),
+        ("qwen-best-of-8", {"code": ["a"], "pred": ["\ud800"]}, "half a character"),
     ],
 )
 def test_a_row_that_is_no_such_row_says_what_it_lacks(form, row, said):
@@ -319,3 +338,9 @@ def test_kept_scores_say_what_they_lack(tmp_path):
         KeptScores(tmp_path, "z", ["a"])
     with pytest.raises(DataError, match="scorer 'y' says nothing of candidate b"):
         KeptScores(tmp_path, "y", ["a", "b"])
+    write_table(tmp_path / "scores.parquet", [{"candidate_id": "a", "scorer": "x", "step_scores": []}], SCORE)
+    assert KeptScores(tmp_path, "x", ["a"]).aggregations == ("last",)  # nothing was read
+    broken = [{"candidate_id": "a", "scorer": "x", "step_scores": [0.5, math.nan]}]
+    write_table(tmp_path / "scores.parquet", broken, SCORE)
+    with pytest.raises(DataError, match="a score of candidate a is no finite number"):
+        KeptScores(tmp_path, "x", ["a"])

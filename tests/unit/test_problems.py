@@ -10,8 +10,11 @@ import pytest
 from picture_fixture import bars, bomb, png, problem_rows, write_json_problems
 
 from components.errors import DataError
+from components.grading import grade
 from components.problems import READ_REASONS, Quarantined, load_benchmark, load_problems, picture_fault
 from components.records import PROBLEM
+from components.sampling import gold_of
+from components.tasks import load_task
 
 LIMIT = 40_000_000
 
@@ -125,6 +128,30 @@ def test_a_link_that_leaves_the_folder_is_refused(tmp_path):
     (folder / "inside.png").symlink_to(tmp_path / "outside.png")
     path = write_json_problems(folder, [{"id": "a", "question": "q", "answer": "1", "image_path": "inside.png"}])
     assert load(path)[0].reason == "path_outside"
+
+
+CHOICES = {"id": "a", "question": "Which?", "options": ["a cat", "12 ", "a dog", "no"]}
+
+
+def test_options_are_read_from_every_kind_of_file_and_make_a_text_a_choice(tmp_path):
+    rows = [{**CHOICES, "answer": "B"}, {**CHOICES, "id": "b", "answer": "a dog"}]
+    listed = write_json_problems(tmp_path, rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    for path in (listed, tmp_path / "rows.parquet"):
+        found = load(path)
+        assert [row["options"] for row in found] == [["a cat", "12", "a dog", "no"]] * 2
+        assert [row["answer_type"] for row in found] == ["choice", "choice"]
+        task = load_task("maths")
+        for problem, texts in ((found[0], ("B", "12", "(B) 12")), (found[1], ("C", "A dog"))):
+            gold = gold_of(problem, task)
+            assert [grade(rf"\boxed{{{text}}}", gold).value for text in texts] == ["right"] * len(texts)
+            assert grade(r"\boxed{a cat}", gold).value == grade(r"\boxed{A}", gold).value == "wrong"
+
+
+@pytest.mark.parametrize("options", [None, [], "['x', 'y']", ["x"], ["x", ""], ["x", None], ["A", "B", "C"], 7])
+def test_what_is_no_list_of_texts_are_no_options(tmp_path, options):
+    (problem,) = load(write_json_problems(tmp_path, [{**CHOICES, "options": options, "answer": "A"}]))
+    assert (problem["options"], problem["answer_type"]) == (None, "choice")
 
 
 def test_an_uncheckable_problem_still_comes_with_its_content(tmp_path):

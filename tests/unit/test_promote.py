@@ -143,6 +143,22 @@ def test_a_loss_against_the_champion_is_judged_by_the_lower_end_of_the_paired_in
     assert refused(evidence(picks=more), evidence("old")) == ["test: not worse than the champion"]
 
 
+def test_problems_that_belong_together_do_not_narrow_the_interval_against_the_champion():
+    # gains of two clusters of two: -1, -1 and 0, 0: mean -.5; the clusters' sums are 1 from it: sqrt(2 * 2 / 4**2) = .5
+    theirs = {("test", "prm"): {"p1": 1.0, "p2": 1.0, "p3": 1.0, "p4": 1.0}}
+    mine = {("test", "prm"): {"p1": 0.0, "p2": 0.0, "p3": 1.0, "p4": 1.0}}
+
+    def seen(clusters):
+        metrics = changed(("clusters",), {"test": clusters})
+        return decide(evidence(metrics=metrics, picks=mine), evidence("old", picks=theirs), POLICY, "staging").reasons[-1]
+
+    assert seen({"p1": "0", "p2": "0", "p3": "1", "p4": "1"}).seen == "-0.500 [-1.480, +0.480] over 4 problems in 2 clusters"
+    alone = "-0.500 [-1.066, +0.066] over 4 problems"  # sqrt(4 * .25 * 4 / 3) / 4 = .288675
+    assert seen({}).seen == seen({"p1": "0", "p2": "1", "p3": "2", "p4": "3"}).seen == seen("no table").seen == alone
+    one = seen(dict.fromkeys(("p1", "p2", "p3", "p4"), "0"))
+    assert (one.passed, one.seen) == (False, "all 4 problems belong together: there is no interval")
+
+
 def test_other_pools_are_said_to_be_not_comparable_and_unpaired_problems_refuse():
     other = evidence(
         "old", metrics=changed(("pools", "test"), "pool-2"), picks={("test", "prm"): dict.fromkeys(["p9"], 1.0)}

@@ -515,6 +515,12 @@ def test_a_missing_file_is_named_and_breaks_nothing(run, tmp_path, path, said):
     [
         (lambda m: m["splits"].pop("ood"), "No out of domain split was evaluated."),
         (lambda m: m["splits"].pop("test"), "Nothing was evaluated on the test split yet."),
+        (lambda m: [m["splits"].pop(s) for s in ("test", "ood")], "No test split was evaluated."),
+        (lambda m: m.pop("splits"), "No test split was evaluated."),
+        (lambda m: m.update(splits=None), "No test split was evaluated."),
+        (lambda m: m["splits"]["test"].update(selectors=None), "Nothing was evaluated on the test split yet."),
+        (lambda m: [d.pop("a") for d in m["splits"]["test"]["differences"]], "No paired differences for test."),
+        (lambda m: m["splits"]["test"]["tables"].update(source=None), "No figures by source for test."),
         (lambda m: m["splits"]["test"]["selectors"].pop("blind"), "not measured: blind Best-of-8"),
         (lambda m: m["splits"]["test"].update(differences=[]), "there is no blind control."),
         (lambda m: m["splits"]["test"].pop("tables"), "No figures by source for test."),

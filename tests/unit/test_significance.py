@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.significance import holm, mcnemar, paired_p, sign_flip
+from components.significance import against_random, holm, mcnemar, paired_p, sign_flip
 
 FLIPS = {"num_flips": 4000, "seed": 0}
 
@@ -91,6 +91,44 @@ def test_where_nothing_differs_small_probabilities_are_as_rare_as_they_say():
         found.append(sign_flip(differences.astype(float), clusters=clusters, num_flips=400, seed=trial))
     assert np.mean(np.array(found) <= 0.05) <= 0.08
     assert np.mean(np.array(found) <= 0.5) == pytest.approx(0.5, abs=0.08)
+
+
+picks = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.125, 0.5, 0.8, 1.0])), min_size=1, max_size=7
+)
+
+
+@given(picks)
+@settings(max_examples=60)
+def test_against_random_picks_every_pick_is_gone_through(pairs):
+    values, shares = (np.array(column) for column in zip(*pairs, strict=True))
+    expected = 0.0
+    for right in itertools.product((0, 1), repeat=len(pairs)):
+        chance = math.prod(s if r else 1 - s for r, s in zip(right, shares, strict=True))
+        if abs(sum(right) - shares.sum()) >= abs(values.sum() - shares.sum()) - 1e-9:
+            expected += chance
+    assert against_random(values, shares, **FLIPS) == pytest.approx(expected, abs=1e-12)
+
+
+def test_random_picks_are_found_better_than_random_as_rarely_as_it_says():
+    """Of hard problems, where flipped signs would call nothing right out of 20 a finding of one in half a million."""
+    shares = np.full(20, 1 / 8)
+    nothing = np.zeros(20)
+    assert against_random(nothing, shares, **FLIPS) == pytest.approx(
+        0.875**20 + sum(math.comb(20, k) * 0.125**k * 0.875 ** (20 - k) for k in range(5, 21)), abs=1e-12
+    )
+    assert paired_p(nothing, shares, **FLIPS) < 0.001
+    rng = np.random.default_rng(0)
+    found = np.array([against_random((rng.random(20) < 1 / 8).astype(float), shares, **FLIPS) for _ in range(1000)])
+    assert np.mean(found <= 0.05) <= 0.06
+    assert np.mean(found <= 0.01) <= 0.015
+
+
+def test_problems_of_one_cluster_are_not_picked_from_independently():
+    values, shares, clusters = np.array([1.0, 1.0, 1.0, 0.0]), np.full(4, 0.5), ["a", "a", "a", "b"]
+    assert against_random(values, shares, clusters=clusters, **FLIPS) == brute_force(list(values - shares), clusters)
+    alone = ["a", "b", "c", "d"]
+    assert against_random(values, shares, clusters=alone, **FLIPS) == against_random(values, shares, **FLIPS) == 10 / 16
 
 
 def test_holm_by_hand():
