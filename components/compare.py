@@ -33,7 +33,6 @@ _COUNTS: tuple[tuple[str, str, str, str], ...] = (
     ("labels learnt from", "train", "labels", "count"),
     ("candidates", "sample", "candidates", "count"),
 )
-_MAX_PIXELS = 100_000_000  # the stages had their own limit
 _STEP_NUMBERS = ("auroc", "auroc_reading", "macro_f1", "first_error_f1")
 _CHOSEN = ("aggregation", "vote_aggregation", "threshold")
 
@@ -204,7 +203,7 @@ def _pair(rows: Sequence[dict[str, Any]], a: Run, b: Run, split: str) -> None:
     from components.metrics import Bootstrap
     from components.significance import holm, paired_p
 
-    clusters = _pictures(a, b, split)
+    clusters = _clusters(a, b, split)
     bootstraps: dict[tuple[str, ...], Bootstrap] = {}
     tested = []
     for row in rows:
@@ -225,7 +224,7 @@ def _pair(rows: Sequence[dict[str, Any]], a: Run, b: Run, split: str) -> None:
             bootstraps[keys] = Bootstrap(
                 len(keys), num_resamples=NUM_RESAMPLES, confidence=confidence, seed=0, clusters=_names(keys, clusters)
             )
-        row["difference"] = bootstraps[keys].mean(pair[1] - pair[0])
+        row["difference"] = bootstraps[keys].mean(pair[1] - pair[0], is_difference=True)
         p = paired_p(pair[1], pair[0], clusters=_names(keys, clusters), num_flips=NUM_RESAMPLES, seed=0)
         row["p"] = round(p, 6)
         tested.append(row)
@@ -237,24 +236,9 @@ def _names(keys: Sequence[str], clusters: Mapping[str, str] | None) -> list[str]
     return None if clusters is None else [clusters.get(key, key) for key in keys]
 
 
-def _pictures(a: Run, b: Run, split: str) -> dict[str, str] | None:
-    """Problem -> the picture it shares with others, where the task says that problems do and the file is here."""
-    from components.errors import SettingsError
-    from components.problems import load_benchmark
-    from components.records import bytes_digest, row_images
-    from components.tasks import load_task
-
-    try:
-        if load_task(str(a.settings.get("task") or b.settings.get("task") or "maths")).unit != "picture":
-            return None
-    except SettingsError:  # of a package that is not installed here
-        return None
-    for run in (a, b):
-        path = run.folder.resolve().parent / "data" / f"{split}.parquet" if run.folder else None
-        if path and path.exists():
-            problems = load_benchmark(path, max_image_pixels=_MAX_PIXELS)
-            return {row["problem_id"]: "/".join(map(bytes_digest, row_images(row))) or row["problem_id"] for row in problems}
-    return None
+def _clusters(a: Run, b: Run, split: str) -> dict[str, str] | None:
+    """Problem -> the problems that belong together, as evaluate found them; equal pools have equal ones."""
+    return next((known for run in (a, b) if (known := (run.metrics.get("clusters") or {}).get(split))), None)
 
 
 def _steps(a: Run, b: Run) -> list[dict[str, Any]]:

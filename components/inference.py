@@ -335,7 +335,10 @@ def standings(table_NB: Mapping[tuple[str, int], Sequence[Outcome]], bootstrap: 
         for (strategy, budget), outcomes in table_NB.items()
     ]
     differences = [
-        {"a": strategy, "b": "best_of_n", "budget": budget, **bootstrap.mean(array - values["best_of_n", budget])}
+        {
+            **{"a": strategy, "b": "best_of_n", "budget": budget},
+            **bootstrap.mean(array - values["best_of_n", budget], is_difference=True),
+        }
         for (strategy, budget), array in values.items()
         if strategy != "best_of_n" and ("best_of_n", budget) in values
     ]

@@ -221,21 +221,20 @@ def test_selections_of_other_problems_and_broken_numbers_are_not_paired():
         assert "difference" not in row
 
 
-def test_problems_that_share_a_picture_come_and_go_together(tmp_path):
+def test_problems_that_belong_together_come_and_go_together():
     values = {f"p{i}": float(i % 2) for i in range(40)}
     split = {"num_problems": 40, "selectors": {"prm": {"mean": 0.5, "low": 0.4, "high": 0.6}}}
     metrics = {"pools": {"test": "p"}, "splits": {"test": split}}
-    runs = [
-        Run("r", metrics=metrics, selections={("test", "prm"): found}, settings={"task": "scene"})
-        for found in (dict.fromkeys(values, 0.5), values)
-    ]
-    alone = comparison(*runs)["metrics"]["test"]["selectors"][0]
-    together = {key: f"picture {int(key[1:]) % 2}" for key in values}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("components.compare._pictures", lambda a, b, split: together)
-        clustered = comparison(*runs)["metrics"]["test"]["selectors"][0]
+    together = {"clusters": {"test": {key: str(int(key[1:]) % 2) for key in values}}}
+
+    def paired(metrics):
+        sides = (dict.fromkeys(values, 0.5), values)
+        runs = [Run("r", metrics=metrics, selections={("test", "prm"): found}) for found in sides]
+        return comparison(*runs)["metrics"]["test"]["selectors"][0]
+
+    alone, clustered = paired(metrics), paired(metrics | together)
     assert clustered["difference"]["low"] < alone["difference"]["low"]
-    assert clustered["p"] == 1.0  # two pictures, one each way
+    assert clustered["p"] == 1.0  # two clusters, one each way
 
 
 # Where runs are found

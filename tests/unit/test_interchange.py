@@ -14,6 +14,7 @@ from picture_fixture import bars, png
 
 from components.cli import main
 from components.errors import DataError, SettingsError
+from components.grading import grade
 from components.interchange import FORMATS, files
 from components.interchange import importing as importing_module
 from components.interchange.exporting import export_labels, labelled_problems
@@ -34,7 +35,9 @@ from components.records import (
     row_images,
     write_table,
 )
+from components.sampling import gold_of
 from components.settings import Label, load_params, load_runtime
+from components.tasks import load_task
 from components.verbs.labels import LABEL_FORMATS
 
 ROOT = Path(__file__).parents[2]
