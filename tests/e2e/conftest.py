@@ -108,6 +108,8 @@ def repo(home, monkeypatch):
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    """What a dvc command prints."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    """What a dvc command prints, as in an activated environment: `python` in a stage is this one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, check=True, capture_output=True, text=True)
     return done.stdout
