@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 export DO_NOT_TRACK=true DVC_NO_ANALYTICS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false GX_ANALYTICS_ENABLED=false \
        HF_HUB_DISABLE_TELEMETRY=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1
 
-.PHONY: setup demo test check docs lock quality label-cost label-scale tree-cost setup-vllm test-vllm setup-deepspeed test-deepspeed bench-engine clean help
+.PHONY: setup demo test check docs lock quality label-cost label-scale tree-cost setup-vllm test-vllm setup-deepspeed test-deepspeed bench-engine bench-prm controls clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -76,6 +76,9 @@ test-deepspeed: setup-deepspeed  ## ZeRO 1, 2 and 3 with two processes against o
 
 bench-engine: setup  ## generated tokens per CPU-second against plain transformers, in one run (about 2 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_engine
+
+controls: setup  ## faults planted on a trained reward model, and which gates find them (after a demo; about 5 minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.planted_faults
 
 bench-prm: setup  ## what sharing saves the reward model: scoring, training, memory (about 2 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench_prm $(if $(wildcard artifacts/labels/labels.parquet),--artifacts artifacts)

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.runs import STAGES, Run, read_run
+from components.report.evidence import FOLDERS
+from components.runs import Run, read_run
 
 NUM_RESAMPLES = 10_000  # of the intervals, and flips of signs
 BASELINES = ("random", "greedy", "majority", "likelihood", "likelihood_mean", "oracle")
@@ -144,7 +145,7 @@ def _setting(run: Run, key: str) -> str:
     if key in run.settings:
         return json.dumps(run.settings[key], ensure_ascii=False)
     section = key.partition(".")[0]
-    return "not set" if section not in STAGES or section in run.described else "not known"
+    return "not set" if section not in FOLDERS or section in run.described else "not known"
 
 
 def _num_same(a: Run, b: Run) -> int:

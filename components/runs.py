@@ -13,16 +13,8 @@ from typing import Any
 
 from components.errors import DataError, RefusedError, SettingsError
 from components.records import SELECTION, digest, file_sha256, read_json, read_table
+from components.report.evidence import FOLDERS
 
-STAGES = {  # stage -> its folder
-    "curate": "seeds",
-    "sft": "policy",
-    "rollout": "rollouts",
-    "label": "labels",
-    "train": "prm",
-    "sample": "candidates",
-    "evaluate": "evaluation",
-}
 _VERSION = re.compile(r"(?:models:/)?([^/@\s]+)(?:@([^/@\s]+)|/(\d+))")
 _CODE = "components/"
 
@@ -95,14 +87,14 @@ def _is_folder(name: str) -> bool:
 def _of_folder(name: str, given: Path) -> Run:
     folder = given / "artifacts" if (given / "artifacts").is_dir() else given
     run = Run(name, folder=folder)
-    evaluation = folder if (folder / "metrics.json").exists() else folder / STAGES["evaluate"]
-    for stage, inside in STAGES.items():
+    evaluation = folder if (folder / "metrics.json").exists() else folder / FOLDERS["evaluate"]
+    for stage, inside in FOLDERS.items():
         place = evaluation if stage == "evaluate" else folder / inside
         if found := _object(place / "summary.json"):
             run.summaries[stage] = found
     run.metrics = _object(evaluation / "metrics.json")
     if not run.summaries and not run.metrics:
-        what = f"holds none of {', '.join(STAGES.values())}, and no metrics.json"
+        what = f"holds none of {', '.join(FOLDERS.values())}, and no metrics.json"
         raise DataError(name, what, "name a folder of artifacts, or what evaluate wrote")
     if not run.metrics:
         run.unknown.append("its metrics: it was not evaluated")
@@ -147,7 +139,7 @@ def _read_lock(run: Run, path: Path, folder: Path | None) -> bool:
         return False
     try:
         stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
-        for stage, inside in STAGES.items():
+        for stage, inside in FOLDERS.items():
             if stage not in stages:
                 continue
             if folder is not None and not _is_described(stages[stage], folder / inside):
@@ -195,7 +187,7 @@ def _read_settings_beside(run: Run, paths: list[Path]) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(str(path), f"not YAML: {error}", "correct it, or move it away") from error
     run.settings = _flat(content) if isinstance(content, dict) else {}
-    run.described = set(STAGES)
+    run.described = set(FOLDERS)
     run.unknown.append(f"whether its settings are those of {path}: nothing says so")
 
 

@@ -16,7 +16,8 @@ from components.compare import comparison, lines_of
 from components.errors import DataError, SettingsError
 from components.records import SELECTION, read_json, read_table, write_json, write_table
 from components.report.changes import write_changes
-from components.runs import STAGES, Run, read_run
+from components.report.evidence import FOLDERS
+from components.runs import Run, read_run
 
 HOSTILE = '<script>alert(1)</script>"><img onerror=alert(1) src=x>'
 
@@ -42,7 +43,7 @@ def workspaces(made: Path, tmp_path: Path) -> tuple[Path, Path]:
 def lock(workspace: Path, **changes: Any) -> None:
     """Write a dvc.lock as DVC would, with settings `label.threshold` and so on changed."""
     stages = {}
-    for stage, folder in STAGES.items():
+    for stage, folder in FOLDERS.items():
         files = [path for path in (workspace / "artifacts" / folder).rglob("*") if path.is_file()]
         output = {"path": f"artifacts/{folder}", "md5": "0.dir", "size": sum(p.stat().st_size for p in files)}
         data = workspace / "data" / "test.parquet"
@@ -112,7 +113,7 @@ def test_code_and_data_are_told_by_digest_with_the_stages_that_ran_it(workspaces
     lock(workspaces[1], code="9" * 32, data="8" * 32)
     found = of(workspaces)
     assert {one["file"]: one["stages"] for one in found["code"]["files"]} == {
-        f"components/{stage}.py": [stage] for stage in STAGES
+        f"components/{stage}.py": [stage] for stage in FOLDERS
     }
     assert found["code"]["a"] != found["code"]["b"]
     assert row_of(found["data"], "data/test.parquet") == {
